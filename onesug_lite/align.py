@@ -1,0 +1,393 @@
+"""Alignment: a text encoder learns that a prefix and the queries clicked under it belong together.
+
+The paper starts from BGE, a large pretrained encoder, and fine-tunes it on pairs mined from logs. Here the
+default is a small BERT from random weights, with a tokeniser trained on the same texts, so that everything
+runs in a minute on two cores; any sentence-transformers or BERT checkpoint takes its place by one field.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from onesug_lite.pairs import Pairs
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # in BERT's order: the pad is id 0
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """The encoder and its contrastive training.
+
+    Source:
+        Paper, section PRE: BGE, fine-tuned contrastively; sizes of training are not given.
+    """
+
+    checkpoint: str | None = None  # paper: BGE [authors' article]; None: a small BERT from random weights, ours
+    vocab_size: int = 2000  # ours: byte-level BPE; no text is out of vocabulary
+    dim: int = 96  # ours: width, and the length of an embedding (BGE-base: 768)
+    layers: int = 2  # ours (BGE-base: 12)
+    heads: int = 4  # ours (BGE-base: 12)
+    max_length: int = 32  # ours: tokens of a text; the rest is cut
+    steps: int = 2000  # ours
+    batch_size: int = 256  # ours: pairs in a batch, each the negative of the others
+    learning_rate: float = 2e-3  # ours, for random weights; 2e-5 suits a pretrained checkpoint
+    warmup: float = 0.1  # ours: share of the steps
+    temperature: float = 0.05  # ours: the usual value of sentence-transformers, scale 20
+    click_power: float = 0.5  # ours: a pair is drawn in proportion to clicks ** click_power
+    query_pairs: float = 0.2  # ours: share of query-query pairs in what is drawn
+    bf16: bool = False  # ours
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "dim", "layers", "heads", "steps", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"AlignConfig.{name} is {getattr(self, name)}; expected 1 or more.")
+        if self.batch_size < 2:
+            raise ValueError(f"AlignConfig.batch_size is {self.batch_size}; expected 2 or more, one has no negative.")
+        if self.dim % self.heads:
+            raise ValueError(f"AlignConfig.dim is {self.dim}; expected a multiple of heads, {self.heads}.")
+
+
+class AlignResult(NamedTuple):
+    """A trained encoder.
+
+    Attributes:
+        history: ``step, loss``; the loss is the mean of the steps since the row before.
+        path: folder of the encoder, for :func:`load_encoder`.
+    """
+
+    history: pl.DataFrame
+    path: Path
+
+
+def train_encoder(pairs: Pairs, config: AlignConfig, seed: int, out: Path) -> AlignResult:
+    r"""Fine-tune an encoder so that the two texts of a pair lie closer than the texts of other pairs.
+
+    .. math::
+
+        L = -\frac{1}{B} \sum_i \log
+            \frac{\exp(\cos(a_i, b_i) / \tau)}{\sum_j \exp(\cos(a_i, b_j) / \tau)}
+
+    over a batch of B pairs in which no text occurs twice, for a repeated text would be its own negative.
+
+    Args:
+        pairs: mined from the training days.
+        config: encoder and training.
+        seed: of the weights, the batches and the dropout.
+        out: folder to write; it is replaced when it exists, once training is over.
+
+    Returns:
+        The course of the loss and the folder.
+
+    Raises:
+        ValueError: fewer than two distinct pairs.
+
+    Source:
+        Paper, section PRE; in-batch negatives after Henderson et al. (2017).
+    """
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.sampler import DefaultBatchSampler
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
+    from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
+    from transformers import PrinterCallback, ProgressCallback
+
+    texts, rows, weights = _training_pairs(pairs, config)
+    if len(rows) < 2:
+        raise ValueError(f"{len(rows)} pair(s) of different texts to align; expected 2 or more. Give a longer log.")
+    batches = draw_batches(rows, weights, config, np.random.default_rng(seed))
+
+    class DrawnBatches(DefaultBatchSampler):
+        """Hands out the batches drawn above, in their order."""
+
+        def __iter__(self) -> Iterator[list[int]]:
+            return iter(batches)
+
+        def __len__(self) -> int:
+            return len(batches)
+
+    # The trainer seeds torch's global generator; what the caller had is put back afterwards.
+    with TemporaryDirectory(prefix="align-") as scratch, torch.random.fork_rng(), _quiet():
+        torch.manual_seed(seed)
+        if config.checkpoint is None:
+            encoder = _small_bert(texts, config, Path(scratch) / "start")
+        else:
+            encoder = SentenceTransformer(config.checkpoint)
+            encoder.max_seq_length = min(encoder.max_seq_length or config.max_length, config.max_length)
+        arguments = SentenceTransformerTrainingArguments(
+            output_dir=str(Path(scratch) / "trainer"),
+            num_train_epochs=1,
+            per_device_train_batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            warmup_steps=round(config.warmup * len(batches)),
+            lr_scheduler_type="cosine",
+            batch_sampler=DrawnBatches,
+            bf16=config.bf16,
+            logging_steps=max(1, len(batches) // 50),
+            logging_nan_inf_filter=False,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_num_workers=0,
+            dataloader_pin_memory=False,
+            seed=seed,
+        )
+        trainer = SentenceTransformerTrainer(
+            model=encoder,
+            args=arguments,
+            train_dataset=_dataset(texts, rows),
+            loss=MultipleNegativesRankingLoss(encoder, scale=1 / config.temperature),
+        )
+        for callback in list(trainer.callback_handler.callbacks):
+            if isinstance(callback, (PrinterCallback, ProgressCallback)) or "ModelCard" in type(callback).__name__:
+                trainer.remove_callback(callback)
+        trainer.add_callback(_bar(len(batches)))
+        trainer.train()
+        history = pl.DataFrame(
+            [(entry["step"], float(entry["loss"])) for entry in trainer.state.log_history if "loss" in entry],
+            schema={"step": pl.Int64, "loss": pl.Float64},
+            orient="row",
+        )
+        out = Path(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # Written beside its place and renamed, so that an interrupt leaves no half encoder there.
+        with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as beside:
+            encoder.eval().save_pretrained(str(Path(beside) / "encoder"), create_model_card=False)
+            if out.exists():
+                shutil.rmtree(out)
+            os.replace(Path(beside) / "encoder", out)
+    return AlignResult(history, out)
+
+
+def draw_batches(
+    rows: np.ndarray, weights: np.ndarray, config: AlignConfig, rng: np.random.Generator
+) -> list[list[int]]:
+    """Draw the pairs of every step, so that no text occurs twice in a batch.
+
+    Args:
+        rows: (P, 2) the texts of each pair, as numbers.
+        weights: (P,) in proportion to which pairs are drawn.
+        config: ``steps`` and ``batch_size`` are read.
+        rng: draws.
+
+    Returns:
+        ``steps`` lists of at most ``batch_size`` pair numbers; shorter only when the draw holds too few
+        different texts, never shorter than one.
+    """
+    share = np.cumsum(weights, dtype=np.float64)
+    batches = []
+    for _ in range(config.steps):
+        drawn = np.searchsorted(share, rng.random(3 * config.batch_size) * share[-1], side="right")
+        drawn = np.minimum(drawn, len(rows) - 1)
+        _, first = np.unique(rows[drawn], return_index=True)  # where each text occurs first
+        fresh = np.zeros(2 * len(drawn), dtype=bool)
+        fresh[first] = True
+        batches.append(drawn[fresh.reshape(-1, 2).all(axis=1)][: config.batch_size].tolist())
+    return batches
+
+
+def load_encoder(path: str | Path) -> SentenceTransformer:
+    """Load an encoder that :func:`train_encoder` wrote, ready to embed.
+
+    Args:
+        path: its folder.
+
+    Returns:
+        The encoder, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: the folder holds no encoder.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    path = Path(path)
+    if not (path / "modules.json").is_file():
+        raise FileNotFoundError(f"{path} holds no encoder (no modules.json); train one with train_encoder.")
+    with _quiet():
+        return SentenceTransformer(str(path), local_files_only=True).eval()
+
+
+def embed(encoder: SentenceTransformer, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
+    """Embed texts as unit vectors; a text gets the same one whatever texts stand beside it.
+
+    The last digits of a matrix product depend on its shape. So every text is padded to a length that
+    depends on itself alone (8, 16, 32, ... tokens), and every batch has the same number of rows.
+
+    Args:
+        encoder: from :func:`load_encoder`.
+        texts: N texts, repeats allowed.
+        batch_size: rows of each product.
+
+    Returns:
+        ``float32`` (N, D), each row of length 1.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    if not len(texts):
+        return np.zeros((0, encoder.get_embedding_dimension()), dtype=np.float32)
+    tokenizer, longest = encoder.tokenizer, encoder.max_seq_length or 512
+    distinct, place = np.unique(np.asarray(texts, dtype=object), return_inverse=True)
+    ids = tokenizer(distinct.tolist(), truncation=True, max_length=longest)["input_ids"]
+    lengths = np.array([len(row) for row in ids])
+    buckets = np.minimum(2 ** np.ceil(np.log2(np.maximum(lengths, 8))).astype(int), max(longest, 8))
+    vectors = np.zeros((len(distinct), encoder.get_embedding_dimension()), dtype=np.float32)
+    starts = [
+        (bucket, members[start : start + batch_size])
+        for bucket in np.unique(buckets)
+        for members in [np.flatnonzero(buckets == bucket)]
+        for start in range(0, len(members), batch_size)
+    ]
+    was_training = encoder.training
+    encoder.eval()
+    pad = tokenizer.pad_token_id or 0
+    with torch.inference_mode(), tqdm(total=len(distinct), desc="embed", leave=False, disable=None) as bar:
+        for bucket, members in starts:
+            tokens = np.full((batch_size, bucket), pad, dtype=np.int64)  # (B, T)
+            mask = np.zeros((batch_size, bucket), dtype=np.int64)
+            mask[len(members) :, 0] = 1  # rows beyond the last text: one token, so that no mean is 0 / 0
+            for row, member in enumerate(members):
+                tokens[row, : lengths[member]] = ids[member]
+                mask[row, : lengths[member]] = 1
+            features = {"input_ids": torch.from_numpy(tokens), "attention_mask": torch.from_numpy(mask)}
+            if "token_type_ids" in tokenizer.model_input_names:
+                features["token_type_ids"] = torch.zeros_like(features["input_ids"])
+            features = {name: value.to(encoder.device) for name, value in features.items()}
+            pooled = encoder(features)["sentence_embedding"].float()  # (B, D)
+            unit = torch.nn.functional.normalize(pooled, dim=1)
+            vectors[members] = unit[: len(members)].cpu().numpy()
+            bar.update(len(members))
+    encoder.train(was_training)
+    return vectors[place.reshape(-1)]
+
+
+def _training_pairs(pairs: Pairs, config: AlignConfig) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Distinct texts, pairs of their numbers (P, 2), and the weight of each pair (P,)."""
+    first = pairs.prefix_query.select(a="prefix", b="query", weight=pl.col("clicks") ** config.click_power)
+    # A pair that several methods found counts several times; scores do not compare between methods.
+    second = (
+        pairs.query_query.group_by(a="query_a", b="query_b").agg(weight=pl.len().cast(pl.Float64)).sort("a", "b")
+    )
+    parts = []
+    shares = (1 - config.query_pairs, config.query_pairs) if len(second) else (1.0, 0.0)
+    for part, share in zip((first, second), shares, strict=True):
+        part = part.filter(pl.col("a") != pl.col("b"))
+        if share > 0 and len(part):
+            parts.append(part.with_columns(pl.col("weight").cast(pl.Float64) * share / part["weight"].sum()))
+    if not parts:
+        return [], np.zeros((0, 2), dtype=np.int64), np.zeros(0)
+    joined = pl.concat(parts)
+    texts = pl.concat([joined["a"], joined["b"]]).unique().sort()
+    number = pl.DataFrame({"text": texts, "number": np.arange(len(texts))})
+    rows = np.stack(
+        [joined.join(number, left_on=side, right_on="text", maintain_order="left")["number"] for side in ("a", "b")],
+        axis=1,
+    )
+    return texts.to_list(), rows, joined["weight"].to_numpy()
+
+
+def _dataset(texts: list[str], rows: np.ndarray):
+    from datasets import Dataset
+
+    names = np.asarray(texts, dtype=object)
+    return Dataset.from_dict({"anchor": names[rows[:, 0]].tolist(), "positive": names[rows[:, 1]].tolist()})
+
+
+def _small_bert(texts: list[str], config: AlignConfig, folder: Path) -> SentenceTransformer:
+    """A BERT from random weights over a tokeniser trained on ``texts``, mean-pooled."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    tokens = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokens.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokens.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=max(config.vocab_size, len(alphabet) + len(SPECIALS)),
+        special_tokens=list(SPECIALS),
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokens.train_from_iterator(texts, trainer)
+    tokens.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    # split_special_tokens: a typed "[SEP]" is text, not a control token.
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokens,
+        model_max_length=config.max_length,
+        split_special_tokens=True,
+        model_input_names=["input_ids", "attention_mask"],
+        **{f"{name}_token": token for name, token in zip(("pad", "unk", "cls", "sep", "mask"), SPECIALS, strict=True)},
+    ).save_pretrained(folder)
+    bert = BertConfig(
+        vocab_size=tokens.get_vocab_size(),
+        hidden_size=config.dim,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=4 * config.dim,
+        max_position_embeddings=config.max_length,
+        pad_token_id=0,
+    )
+    BertModel(bert, add_pooling_layer=False).save_pretrained(folder)
+    transformer = Transformer(
+        str(folder),
+        max_seq_length=config.max_length,
+        # Explicit attention: torch's fused backward is several times slower on a CPU for short texts.
+        model_kwargs={"attn_implementation": "eager", "add_pooling_layer": False},
+    )
+    return SentenceTransformer(modules=[transformer, Pooling(config.dim, "mean")])
+
+
+def _bar(steps: int):
+    """A trainer callback that draws one progress bar."""
+    from tqdm.auto import tqdm
+    from transformers import TrainerCallback
+
+    class Bar(TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            self.bar = tqdm(total=steps, desc="align", leave=False, disable=None)
+
+        def on_step_end(self, args, state, control, **_):
+            self.bar.update(1)
+
+        def on_log(self, args, state, control, logs=None, **_):
+            if logs and "loss" in logs:
+                self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+        def on_train_end(self, args, state, control, **_):
+            self.bar.close()
+
+    return Bar()
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Silence the notes that the libraries log at a model's loading and a training's start."""
+    loggers = [logging.getLogger(name) for name in ("sentence_transformers", "transformers", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,156 @@
+"""Run notebooks: the book's chapters, the table's grid, and the refresh of what is committed.
+
+``python -m onesug_lite.grid chapters|table|refresh --help`` lists the options. A grid is a joblib loop over (variant, seed)
+that runs one parameterised notebook by papermill; each run leaves one JSON record.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import joblib
+import nbformat
+import papermill
+import typer
+from nbclient import NotebookClient
+from tqdm import tqdm
+
+from onesug_lite.variants import VARIANTS, variant
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+RUN = "grid_run.ipynb"
+
+app = typer.Typer(add_completion=False, help="Run chapters, the grid of the tables, or refresh the notebooks.")
+
+
+class GridError(ValueError):
+    """A notebook cannot be run as asked."""
+
+
+def run_notebook(source: Path, target: Path, parameters: dict, progress: bool = True) -> Path:
+    """Execute a notebook by papermill in its own folder.
+
+    Args:
+        source: notebook with a ``parameters`` cell.
+        target: executed copy; it appears when the run ends, also when a cell failed.
+        parameters: values for names of the ``parameters`` cell.
+        progress: show a bar over the cells.
+
+    Raises:
+        GridError: no such notebook, or a parameter that its ``parameters`` cell does not name (papermill alone would
+            only warn and run with the default).
+        papermill.PapermillExecutionError: a cell failed.
+    """
+    source, target = Path(source), Path(target).resolve()
+    if not source.is_file():
+        raise GridError(f"no notebook '{source}'; run from a checkout of the project")
+    known = papermill.inspect_notebook(str(source))
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        raise GridError(f"{source.name} has no parameter '{unknown[0]}'; expected one of {', '.join(sorted(known))}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    papermill.execute_notebook(
+        str(source), str(target), parameters, cwd=str(source.parent), progress_bar=progress, log_output=False
+    )
+    return target
+
+
+def chapter_paths() -> list[Path]:
+    """The book's chapters in order: notebooks whose name starts with two digits."""
+    return sorted(path for path in NOTEBOOKS.glob("*.ipynb") if re.match(r"\d\d_", path.name))
+
+
+def run_table(
+    out: Path,
+    profile: str = "lite",
+    seeds: int = 1,
+    jobs: int = 1,
+    names: list[str] | None = None,
+    **parameters,
+) -> list[dict]:
+    """One record for each (variant, seed), sorted by the table's order and seed.
+
+    What variants share is built once: the store locks a stage while one process builds it.
+
+    Args:
+        out: folder of the records, ``<variant>-seed<k>.json``; the executed notebooks land in ``runs/`` below it.
+        profile: sizes.
+        seeds: number of model seeds, 0 to seeds - 1.
+        jobs: processes at a time (joblib; another backend is chosen by ``joblib.parallel_config``).
+        names: variants; all by default.
+        **parameters: further parameters of the notebook.
+
+    Raises:
+        GridError: unknown parameter.
+        ValueError: unknown variant.
+    """
+    rows = [variant(name).name for name in names or VARIANTS]
+    out = Path(out).resolve()
+    tasks = [(name, seed) for seed in range(seeds) for name in rows]
+
+    def run(name: str, seed: int) -> dict:
+        record = out / f"{name}-seed{seed}.json"
+        values = {"variant": name, "seed": seed, "profile": profile, "record": str(record)} | parameters
+        run_notebook(NOTEBOOKS / RUN, out / "runs" / f"{name}-seed{seed}.ipynb", values, progress=False)
+        return json.loads(record.read_text(encoding="utf-8"))
+
+    bar = tqdm(total=len(tasks), desc="grid", unit="run", mininterval=0)
+    results = []
+    for result in joblib.Parallel(n_jobs=jobs, return_as="generator")(joblib.delayed(run)(*task) for task in tasks):
+        results.append(result)
+        bar.update()
+    bar.close()
+    return results
+
+
+def read_records(folder: Path) -> list[dict]:
+    """Records of a finished grid, in the table's order, then by seed.
+
+    Raises:
+        GridError: the folder holds none.
+    """
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(folder).glob("*-seed*.json"))]
+    if not records:
+        raise GridError(f"no records in '{folder}'; make them with: make grid")
+    order = list(VARIANTS)
+    return sorted(records, key=lambda record: (order.index(record["variant"]), record["seed"]))
+
+
+@app.command()
+def chapters(profile: str = "lite", out: Path = Path("build/book"), seed: int = 0) -> None:
+    """Run every chapter by papermill; executed copies land in OUT/notebooks."""
+    for path in chapter_paths():
+        typer.echo(f"chapter {path.stem} ({profile})", err=True)
+        run_notebook(path, out / "notebooks" / path.name, {"profile": profile, "seed": seed})
+
+
+@app.command()
+def table(profile: str = "lite", seeds: int = 3, jobs: int = 1, out: Path = Path("results")) -> None:
+    """Run the grid of the results table and leave one JSON record a run in OUT/PROFILE."""
+    run_table(out / profile, profile, seeds, jobs)
+    typer.echo(f"records: {out / profile}")
+
+
+@app.command()
+def refresh(profile: str = "lite") -> None:
+    """Execute the committed notebooks in place and keep their outputs, without progress lines and machine traces."""
+    os.environ["ONESUG_PROFILE"] = profile
+    for path in [*chapter_paths(), NOTEBOOKS / RUN]:
+        typer.echo(f"refresh {path.name} ({profile})", err=True)
+        notebook = nbformat.read(path, as_version=4)
+        NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+        for cell in notebook.cells:
+            cell.metadata.pop("execution", None)
+            if cell.cell_type == "code":
+                cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        notebook.metadata.pop("widgets", None)
+        temporary = path.with_suffix(".new")
+        nbformat.write(notebook, temporary)
+        os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    app()

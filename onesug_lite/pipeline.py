@@ -1,0 +1,457 @@
+"""The whole road from a log to evaluated suggesters, each stage built once and kept in the store.
+
+>>> road = Pipeline("path/to/log", profile="smoke")   # doctest: +SKIP
+>>> road.policy("onesug").suggest("appl")             # builds whatever is missing, with progress   # doctest: +SKIP
+
+Every stage is a property or a method, in the order in which the data flows; asking for a late one builds the earlier ones.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+
+from onesug_lite.align import AlignConfig
+from onesug_lite.decode import DecodeConfig
+from onesug_lite.generator import Examples, GeneratorConfig, TrainConfig
+from onesug_lite.log import BEHAVIOURS, Log, LogError, Split, clicked, read_log, split_by_time
+from onesug_lite.metrics import ranks, summary_table
+from onesug_lite.pairs import PairConfig, Pairs
+from onesug_lite.policy import OneSugPolicy
+from onesug_lite.popularity import PopularityCompletion
+from onesug_lite.preference import PreferenceConfig
+from onesug_lite.prompt import PromptConfig, clean
+from onesug_lite.reward import PreferenceSets, RewardConfig
+from onesug_lite.rqvae import RQVAEConfig
+from onesug_lite.sid_search import PrefixSearch, SearchConfig
+from onesug_lite.store import Store, hash_file
+from onesug_lite.variants import Variant, variant
+
+THREADS = 2  # fixed, not the machine's count: the order of float additions, and so the bytes, depend on it
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large each stage is; profiles differ in these alone, never in code path."""
+
+    pairs: PairConfig = PairConfig()
+    align: AlignConfig = AlignConfig()
+    rqvae: RQVAEConfig = RQVAEConfig()
+    search: SearchConfig = SearchConfig()
+    prompt: PromptConfig = PromptConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    train: TrainConfig = TrainConfig()
+    reward: RewardConfig = RewardConfig()
+    preference: PreferenceConfig = PreferenceConfig()
+    decode: DecodeConfig = DecodeConfig()
+    evaluated: int = 3_000  # clicked test rows that each system answers
+    test_days: int = 2  # paper: 30 training days + 2 test days [third-party notes]
+    validation_days: int = 1  # ours: the last training day, for choosing recipes
+
+
+PROFILES: dict[str, Sizes] = {}
+
+
+def sizes(profile: str | Sizes) -> Sizes:
+    """Sizes of a named profile.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if isinstance(profile, Sizes):
+        return profile
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile '{profile}'; expected one of {', '.join(PROFILES)}")
+    return PROFILES[profile]
+
+
+class Supervised(NamedTuple):
+    """A trained generator as the store holds it."""
+
+    folder: Path
+    history: pl.DataFrame
+
+
+def _to_stderr(line: str) -> None:
+    """Progress goes to stderr, so that a notebook's stored output holds results alone."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class Pipeline:
+    """Lazy chain of stages over one log.
+
+    Args:
+        log: folder with ``requests.parquet`` and ``candidates.parquet``.
+        profile: ``smoke``, ``lite``, ``full`` or a :class:`Sizes` of your own.
+        seed: of everything that is trained or drawn.
+        store: folder of the artefacts.
+        announce: called with one line a stage; stderr by default.
+    """
+
+    def __init__(self, log: str | Path, profile: str | Sizes = "lite", seed: int = 0, store="build/store", announce=_to_stderr):
+        self.log_folder = Path(log)
+        self.sizes = sizes(profile)
+        self.profile = profile if isinstance(profile, str) else "custom"
+        self.seed = int(seed)
+        self.store = Store(store, announce)
+
+    # ---------------------------------------------------------------- log
+    @cached_property
+    def log(self) -> Log:
+        """The checked search log, its texts in the form that prompts and answers have (see ``prompt.clean``)."""
+        return normalise(read_log(self.log_folder))
+
+    @cached_property
+    def log_fingerprint(self) -> str:
+        """Checksum of the two Parquet files."""
+        names = ("requests.parquet", "candidates.parquet")
+        return "-".join(hash_file(self.log_folder / name)[:16] for name in names)
+
+    @cached_property
+    def split(self) -> Split:
+        """Training, validation and test days, split by time."""
+        return split_by_time(self.log, self.sizes.validation_days, self.sizes.test_days)
+
+    @cached_property
+    def training_clicks(self) -> pl.DataFrame:
+        """One row per clicked query of the training days."""
+        return clicked(self.split.train)
+
+    @cached_property
+    def click_counts(self) -> pl.DataFrame:
+        """Training clicks by (prefix, query), sorted."""
+        return self.training_clicks.group_by("prefix", "query").agg(clicks=pl.len()).sort("prefix", "query")
+
+    @cached_property
+    def queries(self) -> list[str]:
+        """Distinct queries seen in the training days (shown, recalled or clicked), sorted."""
+        return self.split.train.candidates["query"].unique().sort().to_list()
+
+    def _days(self) -> dict[str, str]:
+        days = f"{self.sizes.validation_days}+{self.sizes.test_days}"
+        return {"log": self.log_fingerprint, "held-out days": days, "seed": str(self.seed)}
+
+    # ---------------------------------------------------------------- PRE
+    @cached_property
+    def pairs_folder(self) -> Path:
+        """Folder of the mined pairs."""
+        from onesug_lite.pairs import mine_pairs
+
+        def build(out: Path, work: Path) -> None:
+            pairs = mine_pairs(self.split.train, self.sizes.pairs)
+            pairs.prefix_query.write_parquet(out / "prefix_query.parquet")
+            pairs.query_query.write_parquet(out / "query_query.parquet")
+
+        inputs = {name: value for name, value in self._days().items() if name != "seed"}
+        return self.store.get("pairs", self.sizes.pairs, inputs, ["pairs"], build)
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """Prefix-query and query-query pairs of the training days."""
+        return Pairs(*(pl.read_parquet(self.pairs_folder / f"{name}.parquet") for name in Pairs._fields))
+
+    @cached_property
+    def align_folder(self) -> Path:
+        """Folder of the aligned encoder (``encoder/``) and its loss curve (``history.parquet``)."""
+        from onesug_lite.align import train_encoder
+
+        def build(out: Path, work: Path) -> None:
+            self._seed()
+            result = train_encoder(self.pairs, self.sizes.align, self.seed, out / "encoder")
+            result.history.write_parquet(out / "history.parquet")
+
+        inputs = {"pairs": self.pairs_folder.name, "seed": str(self.seed)}
+        return self.store.get("align", self.sizes.align, inputs, ["align"], build)
+
+    @cached_property
+    def rqvae_folder(self) -> Path:
+        """Folder of the RQ-VAE, its loss curve and the embeddings it was trained on (``vectors.npy``, ``texts.parquet``)."""
+        from onesug_lite.align import embed, load_encoder
+        from onesug_lite.rqvae import codebook_report, save_rqvae, train_rqvae
+
+        def build(out: Path, work: Path) -> None:
+            self._seed()
+            prefixes = self.click_counts["prefix"].unique().sort().to_list()
+            texts = pl.DataFrame(
+                {
+                    "text": self.queries + prefixes,
+                    "kind": ["query"] * len(self.queries) + ["prefix"] * len(prefixes),
+                }
+            )
+            encoder = load_encoder(self.align_folder / "encoder")
+            vectors = embed(encoder, texts["text"].to_list())  # (N, D)
+            result = train_rqvae(vectors, self.sizes.rqvae, torch.Generator().manual_seed(self.seed))
+            save_rqvae(result.model, out / "model")
+            codes = np.asarray(result.model.encode(torch.from_numpy(vectors)))
+            result.history.write_parquet(out / "history.parquet")
+            report = codebook_report(codes[: len(self.queries)], self.sizes.rqvae)
+            report.write_parquet(out / "report.parquet")
+            texts.with_columns(sid=pl.Series(codes.tolist(), dtype=pl.List(pl.Int32))).write_parquet(out / "texts.parquet")
+            np.save(out / "vectors.npy", vectors)
+
+        inputs = {"align": self.align_folder.name, "seed": str(self.seed)}
+        return self.store.get("rqvae", self.sizes.rqvae, inputs, ["rqvae", "align"], build)
+
+    @cached_property
+    def search_folder(self) -> Path:
+        """Folder of the related-query search and of the related queries of each training click."""
+        from onesug_lite.align import load_encoder
+        from onesug_lite.rqvae import load_rqvae
+
+        def build(out: Path, work: Path) -> None:
+            self._seed()
+            encoder = load_encoder(self.align_folder / "encoder")
+            rqvae = load_rqvae(self.rqvae_folder / "model")
+            search = PrefixSearch(encoder, rqvae, self.click_counts, self.queries, self.sizes.search)
+            search.save(out / "search")
+            # one list per distinct (prefix, clicked query): the row's own click is left out of what it may see
+            related = search.related(self.click_counts["prefix"].to_list(), self.click_counts["query"].to_list())
+            self.click_counts.select("prefix", "query").with_columns(
+                related=pl.Series(related, dtype=pl.List(pl.String))
+            ).write_parquet(out / "related.parquet")
+
+        inputs = {"rqvae": self.rqvae_folder.name, "seed": str(self.seed)}
+        return self.store.get("sid_search", self.sizes.search, inputs, ["sid_search"], build)
+
+    @cached_property
+    def search(self) -> PrefixSearch:
+        """Related queries for any prefix."""
+        return PrefixSearch.load(self.search_folder / "search")
+
+    # ---------------------------------------------------------------- generator
+    @cached_property
+    def tokenizer(self):
+        """Subword tokeniser trained on the texts of the training days."""
+        from onesug_lite.generator import load_tokenizer
+        from onesug_lite.prompt import train_tokenizer
+
+        def build(out: Path, work: Path) -> None:
+            if self.sizes.generator.checkpoint:
+                load_tokenizer(self.sizes.generator.checkpoint).save_pretrained(out)
+                return
+            texts = self.training_clicks["query"].to_list()
+            texts += self.training_clicks["profile"].list.explode().drop_nulls().to_list()
+            train_tokenizer(texts, self.sizes.prompt).save_pretrained(out)
+
+        inputs = self._days() | {"checkpoint": str(self.sizes.generator.checkpoint)}
+        return load_tokenizer(self.store.get("tokenizer", self.sizes.prompt, inputs, ["prompt"], build))
+
+    def prompts(self, rows: pl.DataFrame, pre: bool) -> list[list[int]]:
+        """Encoder input ids of training rows (columns prefix, history, profile and, with PRE, the clicked query)."""
+        from onesug_lite.prompt import build_prompts
+
+        related = None
+        if pre:
+            known = pl.read_parquet(self.search_folder / "related.parquet")
+            related = rows.select("prefix", "query").join(
+                known, on=["prefix", "query"], how="left", maintain_order="left"
+            )["related"]
+            related = related.to_list()
+        histories, profiles = (
+            [items or [] for items in rows[name].to_list()] for name in ("history", "profile")
+        )
+        return build_prompts(
+            self.tokenizer, rows["prefix"].to_list(), related, histories, profiles, self.sizes.prompt
+        )
+
+    def _generator(self, stage: str, pre: bool, config, inputs: dict[str, str], modules: list[str], train) -> Supervised:
+        """Run a training stage that yields a generator; ``train(work)`` returns an object with ``model`` and ``history``."""
+        from onesug_lite.generator import save_generator
+
+        def build(out: Path, work: Path) -> None:
+            self._seed()
+            result = train(work)
+            save_generator(result.model, self.tokenizer, out / "generator")
+            result.history.write_parquet(out / "history.parquet")
+
+        inputs = inputs | self._days() | {"prompt": repr(self.sizes.prompt), "generator": repr(self.sizes.generator)}
+        if pre:
+            inputs["sid_search"] = self.search_folder.name
+        folder = self.store.get(stage, config, inputs, modules, build)
+        return Supervised(folder, pl.read_parquet(folder / "history.parquet"))
+
+    def _examples(self, pre: bool) -> Examples:
+        from onesug_lite.prompt import encode_queries
+
+        rows = self.training_clicks
+        return Examples(
+            self.prompts(rows, pre),
+            encode_queries(self.tokenizer, rows["query"].to_list(), self.sizes.prompt),
+        )
+
+    def supervised(self, pre: bool) -> Supervised:
+        """Generator fine-tuned on the clicked queries of the training days: the seed model M_t."""
+        from onesug_lite.generator import build_generator, train_supervised
+
+        def train(work: Path):
+            model = build_generator(self.sizes.generator, self.tokenizer, self.seed)
+            return train_supervised(model, self._examples(pre), self.sizes.train, self.seed, work)
+
+        stage = "supervised_pre" if pre else "supervised"
+        return self._generator(stage, pre, self.sizes.train, {}, ["generator", "prompt"], train)
+
+    def continued(self, pre: bool) -> Supervised:
+        """The control: the seed model trained on with the supervised loss on the preference stage's budget."""
+        from onesug_lite.generator import load_generator, train_supervised
+
+        seed_model = self.supervised(pre).folder
+        budget = {field.name for field in fields(TrainConfig)} & {field.name for field in fields(PreferenceConfig)}
+        config = replace(self.sizes.train, **{name: getattr(self.sizes.preference, name) for name in sorted(budget)})
+
+        def train(work: Path):
+            model, _ = load_generator(seed_model / "generator")
+            return train_supervised(model, self._examples(pre), config, self.seed + 1, work)
+
+        return self._generator("continued", pre, config, {"seed model": seed_model.name}, ["generator"], train)
+
+    # ---------------------------------------------------------------- preference
+    @cached_property
+    def preference_sets(self) -> PreferenceSets:
+        """Chosen clicks with their rejected queries, rewards and weights, from the training days."""
+        from onesug_lite.reward import preference_sets
+
+        rng = np.random.default_rng(self.seed)
+        return preference_sets(self.split.train, self.queries, self.sizes.reward, rng)
+
+    def preferred(self, pre: bool, **changes) -> Supervised:
+        """The seed model after reward-weighted ranking (RWR): M_{t+1}.
+
+        Args:
+            pre: related queries in the prompt.
+            **changes: fields of the preference config to override.
+        """
+        from onesug_lite.generator import load_generator
+        from onesug_lite.preference import train_preference
+
+        seed_model = self.supervised(pre).folder
+        config = replace(self.sizes.preference, **changes)
+
+        def train(work: Path):
+            sets = self.preference_sets
+            model, tokenizer = load_generator(seed_model / "generator")
+            prompts = self.prompts(sets.rows.rename({"chosen": "query"}), pre)
+            return train_preference(model, sets, prompts, tokenizer, config, self.seed, work)
+
+        inputs = {"seed model": seed_model.name, "reward": repr(self.sizes.reward)}
+        return self._generator("preference", pre, config, inputs, ["preference", "reward"], train)
+
+    # ---------------------------------------------------------------- systems
+    def trained(self, row: Variant) -> Supervised:
+        """The trained generator behind a row of the table."""
+        if row.after == "supervised":
+            return self.continued(row.pre)
+        if row.after == "preference":
+            return self.preferred(row.pre, **row.preference)
+        return self.supervised(row.pre)
+
+    def policy(self, name: str):
+        """The system of a row of the table as a callable from a frame of requests to ranked lists of queries."""
+        from onesug_lite.generator import load_generator
+
+        row = variant(name)
+        if row.system == "popularity":
+            return PopularityCompletion(self.click_counts)
+        model, tokenizer = load_generator(self.trained(row).folder / "generator")
+        search = self.search if row.pre else None
+        return OneSugPolicy(model, tokenizer, search, self.sizes.prompt, self.sizes.decode)
+
+    def held_out(self, days: str = "test") -> pl.DataFrame:
+        """Clicked rows that every system answers: one fixed sample of the test (or validation) days.
+
+        Columns as :func:`onesug_lite.log.clicked` gives them and ``training_clicks`` of the clicked query.
+        """
+        rows = clicked(getattr(self.split, days))
+        rng = np.random.default_rng(0)  # the same rows whatever the model's seed, so that systems can be paired
+        size = min(self.sizes.evaluated, len(rows))
+        rows = rows[np.sort(rng.choice(len(rows), size, replace=False))]
+        counts = self.training_clicks.group_by("query").agg(training_clicks=pl.len())
+        return rows.join(counts, on="query", how="left", maintain_order="left").with_columns(
+            pl.col("training_clicks").fill_null(0)
+        )
+
+    def evaluate(self, name: str, days: str = "test") -> pl.DataFrame:
+        """Answer the held-out rows with one system.
+
+        Returns:
+            Frame with ``request_id``, ``query``, ``behaviour``, ``training_clicks``, ``rank`` (1-16, 0 = not found) and
+            ``unknown`` (share of the suggested strings that are no query of the training log).
+        """
+        row = variant(name)
+
+        def build(out: Path, work: Path) -> None:
+            self._seed()
+            rows = self.held_out(days)
+            lists = self.policy(name)(rows)
+            known = set(self.queries)
+            strange = [sum(query not in known for query in shown) / max(len(shown), 1) for shown in lists]
+            rows.select("request_id", "query", "behaviour", "training_clicks").with_columns(
+                rank=pl.Series(ranks(lists, rows["query"].to_list())).cast(pl.Int32),
+                unknown=pl.Series(strange, dtype=pl.Float64),
+                suggestions=pl.Series(lists, dtype=pl.List(pl.String)),
+            ).write_parquet(out / "answers.parquet")
+
+        inputs = self._days() | {"days": days, "evaluated": str(self.sizes.evaluated), "prompt": repr(self.sizes.prompt)}
+        inputs["system"] = "popularity" if row.system == "popularity" else self.trained(row).folder.name
+        modules = ["popularity"] if row.system == "popularity" else ["policy"]
+        folder = self.store.get(f"answers_{name}", self.sizes.decode, inputs, modules, build)
+        return pl.read_parquet(folder / "answers.parquet")
+
+    def summary(self, answers: pl.DataFrame) -> pl.DataFrame:
+        """HR@16 and MRR@16 of answered rows with intervals, by click or order and by frequency of the clicked query."""
+        return summary_table(
+            answers["suggestions"].to_list(),
+            answers["query"].to_list(),
+            answers["behaviour"].to_list(),
+            dict(answers.select("query", "training_clicks").iter_rows()),
+            np.random.default_rng(0),
+            self.sizes.decode.results,
+        )
+
+    def seconds(self, folder: Path) -> float:
+        """Seconds that building an entry took."""
+        return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["seconds"]
+
+    def _seed(self) -> None:
+        from onesug_lite.generator import set_seed
+
+        set_seed(self.seed, THREADS)
+
+
+def normalise(log: Log) -> Log:
+    """Bring prefixes and queries into the form of :func:`onesug_lite.prompt.clean`.
+
+    Two candidates of one request that become equal are merged into the one with the better behaviour.
+
+    Raises:
+        LogError: a text has nothing left after cleaning.
+    """
+
+    def cleaned(column: pl.Series) -> pl.Series:
+        texts = column.unique().sort()
+        new = pl.Series([clean(text) for text in texts.to_list()], dtype=pl.String)
+        if (new == "").any():
+            bad = texts.filter(new == "")[0]
+            raise LogError(f"column '{column.name}' holds {bad!r}, which has no visible character; drop that row")
+        return column if new.equals(texts) else column.replace_strict(texts, new)
+
+    requests = log.requests.with_columns(cleaned(log.requests["prefix"]))
+    queries = cleaned(log.candidates["query"])
+    candidates = log.candidates
+    if not queries.equals(candidates["query"]):
+        level = pl.col("behaviour").replace_strict(BEHAVIOURS, range(len(BEHAVIOURS)), return_dtype=pl.Int8)
+        candidates = (
+            candidates.with_columns(queries, row=pl.int_range(pl.len()))
+            .sort(level, "row")
+            .unique(["request_id", "query"], keep="first", maintain_order=True)
+            .sort("row")
+            .drop("row")
+        )
+    return Log(requests, candidates)
