@@ -1,10 +1,11 @@
-"""Beam search against transformers' ``generate``: time per request, requests a second, and equality of the output.
+"""Beam search against transformers' ``generate``: time per request, requests a second, equality.
 
     python benchmarks/decode.py [--model FOLDER] [--prompts FILE] [--requests 60] [--threads 2]
 
-Without ``--model`` a model of the lite shape is trained for half a minute on made-up queries, because an untrained one
-never ends a query and so says nothing about time. ``FILE`` is a JSON list of lists of token ids for the given model.
-Prints a table and writes build/bench/decode.json. Exit status 1 when a query or a score differs.
+Without ``--model`` a model of the lite shape is trained for half a minute on made-up queries, because an
+untrained one never ends a query and so says nothing about time. ``FILE`` is a JSON list of lists of token ids
+for the given model. Prints a table and writes build/bench/decode.json. Exit status 1 when a query or a score
+differs.
 """
 
 from __future__ import annotations
@@ -38,13 +39,14 @@ TOLERANCE = 1e-3  # nats, over a whole query
 
 
 def made_up_examples(rng: np.random.Generator, count: int):
-    """Prompts and targets with the lengths of the lite market: a prefix, six related queries, six searches."""
+    """Prompts and targets as long as the lite market's: a prefix, six related queries, six searches."""
     syllables = ["ba", "ce", "di", "fo", "gu", "ha", "ke", "li", "mo", "nu", "pa", "re", "si", "to", "vu"]
     words = ["".join(rng.choice(syllables, rng.integers(2, 5))) for _ in range(1500)]
     queries = [" ".join(rng.choice(words, rng.integers(2, 5))) for _ in range(4000)]
     config = PromptConfig()
     tokenizer = train_tokenizer(queries, config)
-    targets = [queries[int(4000 * share**2)] for share in rng.random(count)]  # some queries are asked far more often
+    # Some queries are asked far more often than others.
+    targets = [queries[int(4000 * share**2)] for share in rng.random(count)]
     prefixes = [query[: rng.integers(2, 7)] for query in targets]
     related = [[*rng.choice(queries, 5), query] for query in targets]
     histories = [list(rng.choice(queries, rng.integers(0, 7))) for _ in targets]
@@ -73,7 +75,9 @@ def times(search: Callable[[], Beams], repeats: int) -> tuple[Beams, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, help="folder written by save_generator")
     parser.add_argument("--prompts", type=Path, help="JSON list of prompts for that model")
     parser.add_argument("--requests", type=int, default=60, help="single requests to time")
@@ -96,10 +100,14 @@ def main() -> int:
         mask = torch.ones_like(ids)
         mine, milliseconds = times(lambda ids=ids, mask=mask: searcher.search(ids, mask), 3)
         ours.append(milliseconds)
-        reference, milliseconds = times(lambda ids=ids, mask=mask: reference_search(model, ids, mask, DECODE), 3)
+        reference, milliseconds = times(
+            lambda ids=ids, mask=mask: reference_search(model, ids, mask, DECODE), 3
+        )
         theirs.append(milliseconds)
         largest = max(largest, float((mine.scores - reference.scores).abs().max()))
-        differing += mine.tokens.shape != reference.tokens.shape or not bool((mine.tokens == reference.tokens).all())
+        differing += mine.tokens.shape != reference.tokens.shape or not bool(
+            (mine.tokens == reference.tokens).all()
+        )
     start = time.perf_counter()
     suggest_queries(searcher, tokenizer, prompts, DECODE)
     per_second = len(prompts) / (time.perf_counter() - start)

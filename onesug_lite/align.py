@@ -36,27 +36,32 @@ class AlignConfig:
         Paper, section PRE: BGE, fine-tuned contrastively; sizes of training are not given.
     """
 
-    checkpoint: str | None = None  # paper: BGE [authors' article]; None: a small BERT from random weights, ours
+    checkpoint: str | None = (
+        None  # paper: BGE [authors' article]; None: a small BERT from random weights, ours
+    )
     vocab_size: int = 2000  # ours: byte-level BPE; no text is out of vocabulary
     dim: int = 96  # ours: width, and the length of an embedding (BGE-base: 768)
     layers: int = 2  # ours (BGE-base: 12)
     heads: int = 4  # ours (BGE-base: 12)
+    dropout: float = 0.0  # ours: one short pass over many pairs does not overfit (BERT: 0.1)
     max_length: int = 32  # ours: tokens of a text; the rest is cut
-    steps: int = 2000  # ours
+    steps: int = 1000  # ours: about a minute on two cores
     batch_size: int = 256  # ours: pairs in a batch, each the negative of the others
     learning_rate: float = 2e-3  # ours, for random weights; 2e-5 suits a pretrained checkpoint
     warmup: float = 0.1  # ours: share of the steps
     temperature: float = 0.05  # ours: the usual value of sentence-transformers, scale 20
     click_power: float = 0.5  # ours: a pair is drawn in proportion to clicks ** click_power
     query_pairs: float = 0.2  # ours: share of query-query pairs in what is drawn
-    bf16: bool = False  # ours
+    bf16: bool = True  # ours: 1.7 times the speed and the same recall, on a CPU that has bf16 products
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "layers", "heads", "steps", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"AlignConfig.{name} is {getattr(self, name)}; expected 1 or more.")
         if self.batch_size < 2:
-            raise ValueError(f"AlignConfig.batch_size is {self.batch_size}; expected 2 or more, one has no negative.")
+            raise ValueError(
+                f"AlignConfig.batch_size is {self.batch_size}; expected 2 or more, one has no negative."
+            )
         if self.dim % self.heads:
             raise ValueError(f"AlignConfig.dim is {self.dim}; expected a multiple of heads, {self.heads}.")
 
@@ -100,25 +105,14 @@ def train_encoder(pairs: Pairs, config: AlignConfig, seed: int, out: Path) -> Al
     """
     import torch
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.sampler import DefaultBatchSampler
-    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-    from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
-    from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
-    from transformers import PrinterCallback, ProgressCallback
+    from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
     texts, rows, weights = _training_pairs(pairs, config)
     if len(rows) < 2:
-        raise ValueError(f"{len(rows)} pair(s) of different texts to align; expected 2 or more. Give a longer log.")
+        raise ValueError(
+            f"{len(rows)} pair(s) of different texts to align; expected 2 or more. Give a longer log."
+        )
     batches = draw_batches(rows, weights, config, np.random.default_rng(seed))
-
-    class DrawnBatches(DefaultBatchSampler):
-        """Hands out the batches drawn above, in their order."""
-
-        def __iter__(self) -> Iterator[list[int]]:
-            return iter(batches)
-
-        def __len__(self) -> int:
-            return len(batches)
 
     # The trainer seeds torch's global generator; what the caller had is put back afterwards.
     with TemporaryDirectory(prefix="align-") as scratch, torch.random.fork_rng(), _quiet():
@@ -126,36 +120,33 @@ def train_encoder(pairs: Pairs, config: AlignConfig, seed: int, out: Path) -> Al
         if config.checkpoint is None:
             encoder = _small_bert(texts, config, Path(scratch) / "start")
         else:
-            encoder = SentenceTransformer(config.checkpoint)
+            encoder = _without_pooler(SentenceTransformer(config.checkpoint))
             encoder.max_seq_length = min(encoder.max_seq_length or config.max_length, config.max_length)
-        arguments = SentenceTransformerTrainingArguments(
-            output_dir=str(Path(scratch) / "trainer"),
-            num_train_epochs=1,
-            per_device_train_batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            warmup_steps=round(config.warmup * len(batches)),
-            lr_scheduler_type="cosine",
-            batch_sampler=DrawnBatches,
-            bf16=config.bf16,
-            logging_steps=max(1, len(batches) // 50),
-            logging_nan_inf_filter=False,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_num_workers=0,
-            dataloader_pin_memory=False,
-            seed=seed,
+        trainer = Trainer(
+            model=_contrastive(encoder, config),
+            args=TrainingArguments(
+                output_dir=str(Path(scratch) / "trainer"),
+                max_steps=len(batches),
+                per_device_train_batch_size=1,  # one item is a whole batch of pairs
+                learning_rate=config.learning_rate,
+                warmup_steps=round(config.warmup * len(batches)),
+                lr_scheduler_type="cosine",
+                bf16=config.bf16,
+                logging_steps=max(1, len(batches) // 50),
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                remove_unused_columns=False,
+                dataloader_pin_memory=False,
+                use_cpu=not torch.cuda.is_available(),
+                seed=seed,
+            ),
+            train_dataset=_Batches(encoder, texts, rows, batches),
+            data_collator=lambda items: items[0],
+            callbacks=[_bar(len(batches))],
         )
-        trainer = SentenceTransformerTrainer(
-            model=encoder,
-            args=arguments,
-            train_dataset=_dataset(texts, rows),
-            loss=MultipleNegativesRankingLoss(encoder, scale=1 / config.temperature),
-        )
-        for callback in list(trainer.callback_handler.callbacks):
-            if isinstance(callback, (PrinterCallback, ProgressCallback)) or "ModelCard" in type(callback).__name__:
-                trainer.remove_callback(callback)
-        trainer.add_callback(_bar(len(batches)))
+        for callback in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
         trainer.train()
         history = pl.DataFrame(
             [(entry["step"], float(entry["loss"])) for entry in trainer.state.log_history if "loss" in entry],
@@ -166,7 +157,7 @@ def train_encoder(pairs: Pairs, config: AlignConfig, seed: int, out: Path) -> Al
         out.parent.mkdir(parents=True, exist_ok=True)
         # Written beside its place and renamed, so that an interrupt leaves no half encoder there.
         with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as beside:
-            encoder.eval().save_pretrained(str(Path(beside) / "encoder"), create_model_card=False)
+            save_encoder(encoder.eval(), Path(beside) / "encoder")
             if out.exists():
                 shutil.rmtree(out)
             os.replace(Path(beside) / "encoder", out)
@@ -200,6 +191,17 @@ def draw_batches(
     return batches
 
 
+def save_encoder(encoder: SentenceTransformer, folder: str | Path) -> None:
+    """Write an encoder, weights as safetensors, without a model card.
+
+    Args:
+        encoder: to save.
+        folder: made when absent.
+    """
+    with _quiet():
+        encoder.save_pretrained(str(folder), create_model_card=False)
+
+
 def load_encoder(path: str | Path) -> SentenceTransformer:
     """Load an encoder that :func:`train_encoder` wrote, ready to embed.
 
@@ -212,16 +214,17 @@ def load_encoder(path: str | Path) -> SentenceTransformer:
     Raises:
         FileNotFoundError: the folder holds no encoder.
     """
+    import torch
     from sentence_transformers import SentenceTransformer
 
     path = Path(path)
     if not (path / "modules.json").is_file():
         raise FileNotFoundError(f"{path} holds no encoder (no modules.json); train one with train_encoder.")
-    with _quiet():
-        return SentenceTransformer(str(path), local_files_only=True).eval()
+    with _quiet(), torch.random.fork_rng():
+        return _without_pooler(SentenceTransformer(str(path), local_files_only=True)).eval()
 
 
-def embed(encoder: SentenceTransformer, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
+def embed(encoder: SentenceTransformer, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
     """Embed texts as unit vectors; a text gets the same one whatever texts stand beside it.
 
     The last digits of a matrix product depend on its shape. So every text is padded to a length that
@@ -240,37 +243,24 @@ def embed(encoder: SentenceTransformer, texts: Sequence[str], batch_size: int = 
 
     if not len(texts):
         return np.zeros((0, encoder.get_embedding_dimension()), dtype=np.float32)
-    tokenizer, longest = encoder.tokenizer, encoder.max_seq_length or 512
     distinct, place = np.unique(np.asarray(texts, dtype=object), return_inverse=True)
-    ids = tokenizer(distinct.tolist(), truncation=True, max_length=longest)["input_ids"]
+    ids, pad = _tokenise(encoder, distinct.tolist())
     lengths = np.array([len(row) for row in ids])
-    buckets = np.minimum(2 ** np.ceil(np.log2(np.maximum(lengths, 8))).astype(int), max(longest, 8))
+    widths = 2 ** np.ceil(np.log2(np.maximum(lengths, 8))).astype(int)
+    widths = np.minimum(widths, max(lengths.max(), encoder.max_seq_length or 512))
     vectors = np.zeros((len(distinct), encoder.get_embedding_dimension()), dtype=np.float32)
-    starts = [
-        (bucket, members[start : start + batch_size])
-        for bucket in np.unique(buckets)
-        for members in [np.flatnonzero(buckets == bucket)]
-        for start in range(0, len(members), batch_size)
-    ]
     was_training = encoder.training
     encoder.eval()
-    pad = tokenizer.pad_token_id or 0
     with torch.inference_mode(), tqdm(total=len(distinct), desc="embed", leave=False, disable=None) as bar:
-        for bucket, members in starts:
-            tokens = np.full((batch_size, bucket), pad, dtype=np.int64)  # (B, T)
-            mask = np.zeros((batch_size, bucket), dtype=np.int64)
-            mask[len(members) :, 0] = 1  # rows beyond the last text: one token, so that no mean is 0 / 0
-            for row, member in enumerate(members):
-                tokens[row, : lengths[member]] = ids[member]
-                mask[row, : lengths[member]] = 1
-            features = {"input_ids": torch.from_numpy(tokens), "attention_mask": torch.from_numpy(mask)}
-            if "token_type_ids" in tokenizer.model_input_names:
-                features["token_type_ids"] = torch.zeros_like(features["input_ids"])
-            features = {name: value.to(encoder.device) for name, value in features.items()}
-            pooled = encoder(features)["sentence_embedding"].float()  # (B, D)
-            unit = torch.nn.functional.normalize(pooled, dim=1)
-            vectors[members] = unit[: len(members)].cpu().numpy()
-            bar.update(len(members))
+        for width in np.unique(widths):
+            members = np.flatnonzero(widths == width)
+            for start in range(0, len(members), batch_size):
+                some = members[start : start + batch_size]
+                features = _padded([ids[member] for member in some], pad, int(width), batch_size)
+                features = {name: value.to(encoder.device) for name, value in features.items()}
+                pooled = encoder(features)["sentence_embedding"].float()  # (B, D)
+                vectors[some] = torch.nn.functional.normalize(pooled, dim=1)[: len(some)].cpu().numpy()
+                bar.update(len(some))
     encoder.train(was_training)
     return vectors[place.reshape(-1)]
 
@@ -280,7 +270,9 @@ def _training_pairs(pairs: Pairs, config: AlignConfig) -> tuple[list[str], np.nd
     first = pairs.prefix_query.select(a="prefix", b="query", weight=pl.col("clicks") ** config.click_power)
     # A pair that several methods found counts several times; scores do not compare between methods.
     second = (
-        pairs.query_query.group_by(a="query_a", b="query_b").agg(weight=pl.len().cast(pl.Float64)).sort("a", "b")
+        pairs.query_query.group_by(a="query_a", b="query_b")
+        .agg(weight=pl.len().cast(pl.Float64))
+        .sort("a", "b")
     )
     parts = []
     shares = (1 - config.query_pairs, config.query_pairs) if len(second) else (1.0, 0.0)
@@ -294,17 +286,68 @@ def _training_pairs(pairs: Pairs, config: AlignConfig) -> tuple[list[str], np.nd
     texts = pl.concat([joined["a"], joined["b"]]).unique().sort()
     number = pl.DataFrame({"text": texts, "number": np.arange(len(texts))})
     rows = np.stack(
-        [joined.join(number, left_on=side, right_on="text", maintain_order="left")["number"] for side in ("a", "b")],
+        [
+            joined.join(number, left_on=side, right_on="text", maintain_order="left")["number"]
+            for side in ("a", "b")
+        ],
         axis=1,
     )
     return texts.to_list(), rows, joined["weight"].to_numpy()
 
 
-def _dataset(texts: list[str], rows: np.ndarray):
-    from datasets import Dataset
+class _Batches:
+    """The drawn batches as tensors; texts are tokenised once, not once a step."""
 
-    names = np.asarray(texts, dtype=object)
-    return Dataset.from_dict({"anchor": names[rows[:, 0]].tolist(), "positive": names[rows[:, 1]].tolist()})
+    def __init__(
+        self, encoder: SentenceTransformer, texts: list[str], rows: np.ndarray, batches: list[list[int]]
+    ):
+        self.ids, self.pad = _tokenise(encoder, texts)
+        self.rows, self.batches = rows, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, step: int) -> dict:
+        pairs = self.rows[self.batches[step]]  # (B, 2)
+        return {
+            side: _padded([self.ids[text] for text in pairs[:, column]], self.pad)
+            for column, side in enumerate(("anchor", "positive"))
+        }
+
+
+def _tokenise(encoder: SentenceTransformer, texts: list[str]) -> tuple[list[list[int]], int]:
+    """Token ids of each text, cut at the encoder's length, and the id of the pad."""
+    tokenizer = encoder.tokenizer
+    cut = encoder.max_seq_length or 512
+    return tokenizer(texts, truncation=True, max_length=cut)["input_ids"], tokenizer.pad_token_id or 0
+
+
+def _padded(ids: list[list[int]], pad: int, width: int | None = None, rows: int | None = None) -> dict:
+    """Ids and mask (B, T) of texts; rows beyond the last hold one token, so that no mean is 0 / 0."""
+    import torch
+
+    lengths = np.array([len(row) for row in ids] + [1] * ((rows or len(ids)) - len(ids)))
+    width = width or int(lengths.max())
+    mask = np.arange(width) < lengths[:, None]
+    tokens = np.full(mask.shape, pad, dtype=np.int64)
+    tokens[: len(ids)][mask[: len(ids)]] = np.concatenate([np.asarray(row) for row in ids])
+    return {"input_ids": torch.from_numpy(tokens), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+
+
+def _contrastive(encoder: SentenceTransformer, config: AlignConfig):
+    """The encoder behind sentence-transformers' in-batch-negatives loss, as a model for a Trainer."""
+    import torch
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    class Contrastive(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loss = MultipleNegativesRankingLoss(encoder, scale=1 / config.temperature)
+
+        def forward(self, anchor: dict, positive: dict) -> dict:
+            return {"loss": self.loss([anchor, positive], None)}
+
+    return Contrastive()
 
 
 def _small_bert(texts: list[str], config: AlignConfig, folder: Path) -> SentenceTransformer:
@@ -336,7 +379,10 @@ def _small_bert(texts: list[str], config: AlignConfig, folder: Path) -> Sentence
         model_max_length=config.max_length,
         split_special_tokens=True,
         model_input_names=["input_ids", "attention_mask"],
-        **{f"{name}_token": token for name, token in zip(("pad", "unk", "cls", "sep", "mask"), SPECIALS, strict=True)},
+        **{
+            f"{name}_token": token
+            for name, token in zip(("pad", "unk", "cls", "sep", "mask"), SPECIALS, strict=True)
+        },
     ).save_pretrained(folder)
     bert = BertConfig(
         vocab_size=tokens.get_vocab_size(),
@@ -345,6 +391,8 @@ def _small_bert(texts: list[str], config: AlignConfig, folder: Path) -> Sentence
         num_attention_heads=config.heads,
         intermediate_size=4 * config.dim,
         max_position_embeddings=config.max_length,
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
         pad_token_id=0,
     )
     BertModel(bert, add_pooling_layer=False).save_pretrained(folder)
@@ -379,15 +427,29 @@ def _bar(steps: int):
     return Bar()
 
 
+def _without_pooler(encoder: SentenceTransformer) -> SentenceTransformer:
+    """Drop BERT's pooling layer, which no sentence embedding uses and which loading fills at random."""
+    bert = getattr(encoder[0], "auto_model", None)
+    if getattr(bert, "pooler", None) is not None and bert.config.model_type == "bert":
+        bert.pooler = None
+    return encoder
+
+
 @contextlib.contextmanager
-def _quiet():
-    """Silence the notes that the libraries log at a model's loading and a training's start."""
-    loggers = [logging.getLogger(name) for name in ("sentence_transformers", "transformers", "datasets")]
+def _quiet() -> Iterator[None]:
+    """Silence what the libraries log and draw at a model's loading, saving and training start."""
+    from transformers.utils import logging as bars
+
+    loggers = [logging.getLogger(name) for name in ("sentence_transformers", "transformers")]
     levels = [logger.level for logger in loggers]
+    drawn = bars.is_progress_bar_enabled()
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    bars.disable_progress_bar()
     try:
         yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+        if drawn:
+            bars.enable_progress_bar()

@@ -1,12 +1,12 @@
 r"""Beam search: from a prompt to the best queries.
 
-A query's score is its log-probability, :math:`\sum_t \log \pi_\theta(q_t \mid q_{<t}, x)`, without any correction for
-its length. 32 beams run side by side and 16 queries come out.
+A query's score is its log-probability, :math:`\sum_t \log \pi_\theta(q_t \mid q_{<t}, x)`, without any
+correction for its length. 32 beams run side by side and 16 queries come out.
 
-``beam_search`` does what ``transformers``' ``generate`` does and returns the same, several times faster: the encoder and
-the keys and values of cross-attention are computed once per request and shared by its beams, the first step runs one
-row per request instead of 32 equal ones, beams that can no longer win and requests that are done are left out, and the weights are packed once into
-few large matrices.
+``beam_search`` does what ``transformers``' ``generate`` does and returns the same, several times faster: the
+encoder and the keys and values of cross-attention are computed once per request and shared by its beams, the
+first step runs one row per request instead of 32 equal ones, beams that can no longer win and requests that
+are done are left out, and the weights are packed once into few large matrices.
 
 Source: paper, section "One encoder-decoder" (32 -> 16) [third-party notes].
 """
@@ -29,7 +29,7 @@ from onesug_lite.prompt import decode_queries
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_IMPOSSIBLE = -1.0e9  # the score that generate gives to a place without a query; kept so that results stay equal
+_IMPOSSIBLE = -1.0e9  # what generate gives to a place without a query; kept so that results stay equal
 _BLOCK = 32  # tokens that share one maximum in the search for the best continuations
 
 
@@ -43,7 +43,9 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.results <= self.beams:
-            raise ValueError(f"results is {self.results} and beams {self.beams}; expected 1 <= results <= beams")
+            raise ValueError(
+                f"results is {self.results} and beams {self.beams}; expected 1 <= results <= beams"
+            )
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
 
@@ -52,8 +54,8 @@ class Beams(NamedTuple):
     """What a search returns, best first.
 
     Attributes:
-        tokens: (B, R, T) ids without the decoder's start token; padding after the end of sequence. A query that met
-            ``max_new_tokens`` has no end of sequence.
+        tokens: (B, R, T) ids without the decoder's start token; padding after the end of sequence. A query
+            that met ``max_new_tokens`` has no end of sequence.
         scores: (B, R) log-probabilities in nats.
     """
 
@@ -89,8 +91,9 @@ class BeamSearcher:
         config: width and depth of the search.
 
     Raises:
-        ValueError: when the model is of another architecture (``reference_search`` takes any), when the vocabulary is
-            not larger than the number of beams, or when ``max_new_tokens`` exceeds the model's positions.
+        ValueError: when the model is of another architecture (``reference_search`` takes any), when the
+            vocabulary is not larger than the number of beams, or when ``max_new_tokens`` exceeds the model's
+            positions.
     """
 
     def __init__(self, model: PreTrainedModel, config: DecodeConfig):
@@ -101,10 +104,13 @@ class BeamSearcher:
                 "use reference_search, which takes any encoder-decoder"
             )
         if shape.vocab_size <= config.beams:
-            raise ValueError(f"{config.beams} beams need more than that many tokens; the model has {shape.vocab_size}")
+            raise ValueError(
+                f"{config.beams} beams need more than that many tokens; the model has {shape.vocab_size}"
+            )
         if config.max_new_tokens > shape.max_position_embeddings:
             raise ValueError(
-                f"max_new_tokens is {config.max_new_tokens} and the model has {shape.max_position_embeddings} positions"
+                f"max_new_tokens is {config.max_new_tokens} and the model has "
+                f"{shape.max_position_embeddings} positions"
             )
         self.config = config
         self.width, self.heads = shape.d_model, shape.decoder_attention_heads
@@ -131,20 +137,29 @@ class BeamSearcher:
         ]
         # Keys and values of cross-attention, all layers in one product: (2LD, D).
         cross = [layer.encoder_attn for layer in decoder.layers]
-        self.w_cross = torch.cat([side.weight for block in cross for side in (block.k_proj, block.v_proj)]).clone()
-        self.b_cross = torch.cat([side.bias for block in cross for side in (block.k_proj, block.v_proj)]).clone()
+        self.w_cross = torch.cat(
+            [side.weight for block in cross for side in (block.k_proj, block.v_proj)]
+        ).clone()
+        self.b_cross = torch.cat(
+            [side.bias for block in cross for side in (block.k_proj, block.v_proj)]
+        ).clone()
         scale = getattr(model.model.shared, "embed_scale", 1.0)
         self.encoder_tokens = model.model.encoder.embed_tokens.weight * scale  # (V, D)
         self.decoder_tokens = model.model.decoder.embed_tokens.weight * scale  # (V, D)
         offset = encoder.embed_positions.offset
         self.encoder_positions = encoder.embed_positions.weight[offset:].clone()
         self.decoder_positions = decoder.embed_positions.weight[offset:].clone()
-        self.encoder_norm, self.decoder_norm = _norm(encoder.layernorm_embedding), _norm(decoder.layernorm_embedding)
+        self.encoder_norm, self.decoder_norm = (
+            _norm(encoder.layernorm_embedding),
+            _norm(decoder.layernorm_embedding),
+        )
         # Tokens that do not exist fill the vocabulary up to whole blocks; their bias makes them impossible.
         vocabulary = model.lm_head.weight.shape[0]
         missing = -vocabulary % (_BLOCK * 16)  # blocks by sixteens: as many floats as a vector register holds
-        self.w_logits = F.pad(model.lm_head.weight, (0, 0, 0, missing)).clone()  # (V, D)
-        self.b_logits = F.pad(model.final_logits_bias[0].to(self.w_logits.dtype), (0, missing), value=-math.inf)
+        self.w_logits = F.pad(model.lm_head.weight, (0, 0, 0, missing)).t().contiguous()  # (D, V)
+        self.b_logits = F.pad(
+            model.final_logits_bias[0].to(self.w_logits.dtype), (0, missing), value=_IMPOSSIBLE
+        )
         self.vocabulary = vocabulary + missing
 
     @torch.inference_mode()
@@ -173,9 +188,9 @@ class BeamSearcher:
             )
         cross, mask = self._encode(input_ids, attention_mask)
 
-        # Finished queries of all requests; running ones of the requests that are not done yet, listed in `active`.
-        done_tokens = torch.full((requests, beams, steps), self.pad, device=device)  # (B, K, T)
-        done_scores = torch.full((requests, beams), _IMPOSSIBLE, device=device)  # (B, K)
+        # The best finished queries of all requests; the running ones of `active`, those not done yet.
+        done_tokens = torch.full((requests, results, steps), self.pad, device=device)  # (B, R, T)
+        done_scores = torch.full((requests, results), _IMPOSSIBLE, device=device)  # (B, R)
         active = torch.arange(requests, device=device)
         tokens = torch.full((requests, 1, steps), self.pad, device=device)
         scores = torch.zeros((requests, 1), device=device)
@@ -183,11 +198,16 @@ class BeamSearcher:
         # Keys and values of the running queries, one step more than is known: (L, 2, step + 1, rows, D).
         cache = self.w_logits.new_empty((len(self.decoder_layers), 2, 1, requests, self.width))
 
+        # Written anew at each step; fresh memory would cost more than computing what goes into it.
+        logits = self.w_logits.new_empty((requests * beams, self.vocabulary))
+        log_probs = torch.empty_like(logits, dtype=torch.float32)
+
         for step in range(steps):
             running = scores.shape[1]  # one at the first step, then as many as can still win, at most K
-            logits = self._decode(last, step, running, cache, cross, mask)  # (A * running, V)
-            log_probs = torch.log_softmax(logits.float(), dim=-1)
-            best, parents, ids = self._best(log_probs, scores)  # (A, 2K) each
+            x = self._decode(last, step, running, cache, cross, mask)  # (A * running, D)
+            torch.addmm(self.b_logits, x, self.w_logits, out=logits[: len(x)])
+            torch.log_softmax(logits[: len(x)], dim=-1, dtype=torch.float32, out=log_probs[: len(x)])
+            best, parents, ids = self._best(log_probs[: len(x)], scores)  # (A, 2K) each
             ended = torch.ones_like(ids, dtype=torch.bool) if step == steps - 1 else ids == self.eos
 
             # A query that ends joins the finished ones only when it is among the `beams` best continuations.
@@ -198,7 +218,7 @@ class BeamSearcher:
                 candidates = torch.where(finishing, best[:, :beams], _IMPOSSIBLE)
                 merged_scores = torch.cat([done_scores[active], candidates], dim=1)
                 merged_tokens = torch.cat([done_tokens[active], fresh], dim=1)
-                top_scores, top = merged_scores.topk(beams, dim=1)
+                top_scores, top = merged_scores.topk(results, dim=1)
                 done_scores[active] = top_scores
                 done_tokens[active] = merged_tokens.gather(1, top[:, :, None].expand(-1, -1, steps))
             if step == steps - 1:
@@ -207,20 +227,24 @@ class BeamSearcher:
             # Of the 2K best continuations at most K end, so K are left to go on with.
             scores, chosen = (best + ended * _IMPOSSIBLE).topk(beams, dim=1)  # (A, K)
             parents, ids = parents.gather(1, chosen), ids.gather(1, chosen)
-            rows = torch.arange(len(active), device=device)[:, None] * running + parents  # where each beam's past lies
-            # Scores only fall: a running query that does not beat the worst finished one is lost, and without a running
-            # query a request is done. Scores are sorted, so the lost ones are the last.
+            rows = (
+                torch.arange(len(active), device=device)[:, None] * running + parents
+            )  # where the past lies
+            # Scores only fall: a running query that does not beat the worst of R finished ones is lost, and
+            # without a running query a request is done. generate goes on until K have finished, but of those
+            # only R are returned, and a lost query ranks below all that matter. Scores are sorted, so the
+            # lost ones are the last.
             alive = scores > done_scores[active].min(dim=1, keepdim=True).values  # (A, K)
             going_on = alive[:, 0]
             if not going_on.all():
                 if not going_on.any():
                     break
-                active, scores, ids, alive = active[going_on], scores[going_on], ids[going_on], alive[going_on]
-                tokens, parents, rows = tokens[going_on], parents[going_on], rows[going_on]
+                active, scores, alive = active[going_on], scores[going_on], alive[going_on]
+                tokens, ids, parents, rows = (kept[going_on] for kept in (tokens, ids, parents, rows))
                 cross = [(keys[going_on], values[going_on]) for keys, values in cross]
                 mask = mask[going_on] if mask is not None else None
             width = int(alive.sum(dim=1).max())
-            scores, ids, parents, rows = scores[:, :width], ids[:, :width], parents[:, :width], rows[:, :width]
+            scores, ids, parents, rows = (kept[:, :width] for kept in (scores, ids, parents, rows))
             tokens = tokens.gather(1, parents[:, :, None].expand(-1, -1, steps))
             tokens[:, :, step] = ids
             last, rows = ids.flatten(), rows.flatten()
@@ -228,12 +252,11 @@ class BeamSearcher:
             torch.index_select(cache, 3, rows, out=longer[:, :, : step + 1])
             cache = longer
 
-        done_tokens, done_scores = done_tokens[:, :results], done_scores[:, :results]
         length = int((done_tokens != self.pad).any(dim=1).any(dim=0).nonzero().max()) + 1
-        return Beams(done_tokens[:, :, :length].contiguous(), done_scores.contiguous())
+        return Beams(done_tokens[:, :, :length].contiguous(), done_scores)
 
     def _encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
-        """Run the encoder; return keys and values of cross-attention per layer and the mask, None if all is seen."""
+        """Run the encoder; return cross-attention's keys and values per layer, and the mask if one is needed."""
         requests, length = input_ids.shape
         mask = None
         if not attention_mask.all():
@@ -242,7 +265,9 @@ class BeamSearcher:
         x = F.embedding(input_ids, self.encoder_tokens) + self.encoder_positions[:length]
         x = self._normed(x, self.encoder_norm)  # (B, S, D)
         for attention, feed_forward in self.encoder_layers:
-            projected = F.linear(x, attention.w_in, attention.b_in).view(requests, length, 3, self.encoder_heads, -1)
+            projected = F.linear(x, attention.w_in, attention.b_in).view(
+                requests, length, 3, self.encoder_heads, -1
+            )
             q, k, v = projected.permute(2, 0, 3, 1, 4)  # (B, H, S, D/H) each
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
             mixed = mixed.transpose(1, 2).reshape(requests, length, self.width)
@@ -254,7 +279,7 @@ class BeamSearcher:
         return [(projected[2 * layer], projected[2 * layer + 1]) for layer in range(layers)], mask
 
     def _decode(self, last, step: int, running: int, cache, cross, mask) -> torch.Tensor:
-        """One step of the decoder for all running queries: their last tokens in, logits (rows, V) out."""
+        """One step of the decoder: the last tokens of all running queries in, hidden states (rows, D) out."""
         rows = len(last)
         x = F.embedding(last, self.decoder_tokens) + self.decoder_positions[step]
         x = self._normed(x, self.decoder_norm)  # (rows, D)
@@ -262,7 +287,8 @@ class BeamSearcher:
             q, k, v = F.linear(x, own.w_in, own.b_in).split(self.width, dim=1)
             cache[layer, 0, step], cache[layer, 1, step] = k, v
             if step:
-                # (rows, H, T, D/H); with one query a row, products along T are cheaper than small matrix products.
+                # (rows, H, T, D/H); with one query a row, products along T are cheaper than small matrix
+                # products.
                 keys, values = cache[layer].view(2, step + 1, rows, self.heads, -1)
                 weights = (q.view(1, rows, self.heads, -1) * keys).sum(dim=-1, keepdim=True).softmax(dim=0)
                 v = (weights * values).sum(dim=0).view(rows, self.width)
@@ -275,13 +301,13 @@ class BeamSearcher:
             mixed = torch.matmul(weights, values).transpose(1, 2).reshape(rows, self.width)
             x = self._normed(x + F.linear(mixed, other.w_out, other.b_out), other.norm)
             x = self._feed_forward(x, feed_forward)
-        return F.linear(x, self.w_logits, self.b_logits)
+        return x
 
     def _best(self, log_probs: torch.Tensor, scores: torch.Tensor):
         """The 2K best continuations of every request: scores, the beams they continue and their tokens.
 
-        The tokens of a beam are dealt into blocks. The 2K best continuations lie in the 2K blocks with the highest
-        maxima, so only those are sorted; sorting all K * V takes several times as long.
+        The tokens of a beam are dealt into blocks. The 2K best continuations lie in the 2K blocks with the
+        highest maxima, so only those are sorted; sorting all K * V takes several times as long.
         """
         requests, running = scores.shape
         keep = 2 * self.config.beams
@@ -315,8 +341,8 @@ def beam_search(
 ) -> Beams:
     """Search the best queries of a batch of prompts with a BART model.
 
-    Each step continues every running query by every token and keeps the ``beams`` best continuations that go on; those
-    that end are set aside. A request is done when no running query can beat its worst finished one.
+    Each step continues every running query by every token and keeps the ``beams`` best continuations that go
+    on; those that end are set aside. A request is done when no running query can beat its worst finished one.
 
     Args:
         model: a BART encoder-decoder; for many calls, make one ``BeamSearcher`` and call its ``search``.
@@ -353,23 +379,24 @@ def reference_search(
     from transformers import GenerationConfig
 
     shape = model.config
+    of_beams = {"early_stopping": False, "length_penalty": 0.0} if config.beams > 1 else {}
     settings = GenerationConfig(
+        **of_beams,
         num_beams=config.beams,
         num_return_sequences=config.results,
         max_new_tokens=config.max_new_tokens,
         do_sample=False,
-        early_stopping=False,
-        length_penalty=0.0,
         return_dict_in_generate=True,
         output_scores=True,
         pad_token_id=shape.pad_token_id,
-        bos_token_id=shape.bos_token_id,
+        bos_token_id=getattr(shape, "bos_token_id", None),
         eos_token_id=shape.eos_token_id,
         decoder_start_token_id=shape.decoder_start_token_id,
     )
     habits = model.generation_config
     try:
-        # generate fills gaps of its settings from the model's own, and a checkpoint may force or forbid tokens there.
+        # generate fills gaps of its settings from the model's own, and a checkpoint may force or forbid
+        # tokens there.
         model.generation_config = settings
         found = model.generate(input_ids, attention_mask=attention_mask, generation_config=settings)
     finally:
@@ -379,8 +406,14 @@ def reference_search(
     after = ends.cumsum(dim=1) - ends.long() > 0
     tokens = tokens.masked_fill(after, shape.pad_token_id)
     requests = len(input_ids)
-    scores = found.sequences_scores.view(requests, config.results)
-    return Beams(tokens.view(requests, config.results, -1), scores)
+    if (
+        config.beams == 1
+    ):  # generate has another road for a single beam, which reports no score for the sequence
+        steps = model.compute_transition_scores(found.sequences, found.scores, normalize_logits=True)
+        scores = steps.masked_fill(after, 0.0).sum(dim=1)
+    else:
+        scores = found.sequences_scores
+    return Beams(tokens.view(requests, config.results, -1), scores.view(requests, config.results))
 
 
 def suggest_queries(
@@ -393,8 +426,8 @@ def suggest_queries(
     """Suggest queries for many prompts.
 
     Prompts of about one length are searched together. Where two token sequences spell the same query, their
-    probabilities add up. What did not end within ``max_new_tokens``, is empty or holds broken characters is dropped;
-    all ``beams`` finished queries are looked at to fill the ``results`` places.
+    probabilities add up. What did not end within ``max_new_tokens``, is empty or holds broken characters is
+    dropped; a quarter more queries than ``results`` are searched to fill the places that this leaves.
 
     Args:
         model: an encoder-decoder, or a ``BeamSearcher`` made from one.
@@ -404,22 +437,26 @@ def suggest_queries(
         batch_size: prompts searched together.
 
     Returns:
-        For every prompt at most ``results`` pairs of query and log-probability, best first, equal ones by their text.
+        For every prompt at most ``results`` pairs of query and log-probability, best first, equal ones by
+        their text.
 
     Raises:
         ValueError: when a searcher was made with another config.
     """
     from tqdm.auto import tqdm
 
+    found_per_prompt = min(config.beams, config.results + -(-config.results // 4))
     if not isinstance(model, BeamSearcher) and model.config.model_type == "bart":
         model = BeamSearcher(model, config)
     if isinstance(model, BeamSearcher):
         if model.config != config:
-            raise ValueError(f"the searcher was made with {model.config} and {config} was asked for; give it that one")
-        search = partial(model.search, results=config.beams)
+            raise ValueError(
+                f"the searcher was made with {model.config} and {config} was asked for; give it that one"
+            )
+        search = partial(model.search, results=found_per_prompt)
         pad_id, eos_id, device = model.pad, model.eos, model.w_logits.device
     else:
-        search = partial(reference_search, model, config=replace(config, results=config.beams))
+        search = partial(reference_search, model, config=replace(config, results=found_per_prompt))
         pad_id, eos_id, device = model.config.pad_token_id, model.config.eos_token_id, model.device
 
     order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
@@ -434,7 +471,7 @@ def suggest_queries(
         texts = decode_queries(tokenizer, found.tokens.flatten(0, 1).tolist())
         whole = (found.tokens == eos_id).any(dim=2).tolist()
         for place, (row, scores) in enumerate(zip(rows, found.scores.tolist(), strict=True)):
-            queries = texts[place * config.beams : (place + 1) * config.beams]
+            queries = texts[place * found_per_prompt : (place + 1) * found_per_prompt]
             suggestions[row] = _merge(queries, scores, whole[place])[: config.results]
         bar.update(len(rows))
     bar.close()

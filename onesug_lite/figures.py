@@ -219,12 +219,12 @@ def hinge_gradient(data: pl.DataFrame) -> Figure:
     figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.8), sharex=True)
     for place, (name, rows) in enumerate(_groups(data, "hinge")):
         for axes, column in zip(panels, ("loss", "slope"), strict=True):
-            axes.plot(rows["margin"], rows[column], label=name, color=PALETTE[place], linestyle=["-", "--", ":"][place % 3], linewidth=2)
+            axes.plot(rows["margin"], rows[column], label=name, color=PALETTE[place], linestyle=["-", "--", "-.", ":"][place % 4], linewidth=2)
     for axes, name in zip(panels, ("loss", "slope of the loss"), strict=True):
         axes.axvspan(float(data["margin"].min()), 0, color=RED, alpha=0.07)
         axes.set(xlabel="implicit reward, chosen minus rejected", ylabel=name)
     panels[0].legend(title="hinge", fontsize=9)
-    wrong = data.filter((pl.col("hinge") == "printed") & (pl.col("margin") < 0))
+    wrong = data.filter((pl.col("hinge").str.contains("as printed")) & (pl.col("margin") < 0))
     worst = float(wrong["slope"].abs().max()) if len(wrong) else float("nan")
     figure.suptitle(f"As printed, a wrongly ranked pair (shaded) gets a slope of {worst:.2f}", x=0.01, ha="left", weight="bold", fontsize=12)
     return figure

@@ -4,7 +4,8 @@ The generator maximises the likelihood of the clicked query given the prompt,
 
 .. math:: L_{SFT} = -\frac{1}{|q|} \sum_t \log \pi_\theta(q_t \mid q_{<t}, x),
 
-averaged over the tokens of a batch. What comes out is the seed model :math:`M_t` that preference training starts from.
+averaged over the tokens of a batch. What comes out is the seed model :math:`M_t` that preference training
+starts from.
 
 Source: paper, section "One encoder-decoder"; authors' public repository for the name seed model.
 """
@@ -31,8 +32,8 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-# Fused attention is slow backwards in bf16 on a CPU: on two cores a training step of the lite model takes twice as
-# long with torch's fused kernel as with the plain softmax(QK')V, and twice as long again in fp32.
+# Fused attention is slow backwards in bf16 on a CPU: on two cores a training step of the lite model takes
+# twice as long with torch's fused kernel as with the plain softmax(QK')V, and twice as long again in fp32.
 ATTENTION = "eager"
 
 
@@ -40,7 +41,9 @@ ATTENTION = "eager"
 class GeneratorConfig:
     """Shape of the encoder-decoder, or the checkpoint it comes from."""
 
-    checkpoint: str | None = None  # a Hugging Face encoder-decoder; paper: BART-base online; None: random weights
+    checkpoint: str | None = (
+        None  # a Hugging Face encoder-decoder; paper: BART-base online; None: random weights
+    )
     d_model: int = 128  # ours; BART-base: 768
     encoder_layers: int = 2  # ours; BART-base: 6
     decoder_layers: int = 2  # ours; BART-base: 6
@@ -95,7 +98,8 @@ class TrainResult(NamedTuple):
 def set_seed(seed: int, threads: int = 2) -> None:
     """Seed every global random generator and fix the number of threads.
 
-    Sums of floats depend on the order of their terms, hence on the number of threads: the same bytes need both.
+    Sums of floats depend on the order of their terms, hence on the number of threads, so the same bytes need
+    both to be fixed.
 
     Args:
         seed: for Python, numpy and torch.
@@ -106,16 +110,19 @@ def set_seed(seed: int, threads: int = 2) -> None:
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Deterministic mode also writes NaN into all fresh memory, to unmask code that reads it; that costs a third of the
-    # time of a search and changes no result here.
+    # Deterministic mode also writes NaN into all fresh memory, to unmask code that reads it; that costs a
+    # third of the time of a search and changes no result here.
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
-def build_generator(config: GeneratorConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+def build_generator(
+    config: GeneratorConfig, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> PreTrainedModel:
     """Make the model: a BART of the given shape with random weights, or a checkpoint.
 
     Args:
-        config: the shape; with ``checkpoint`` set, the shape is the checkpoint's and the other fields are unused.
+        config: the shape; with ``checkpoint`` set, the shape is the checkpoint's and the other fields are
+            unused.
         tokenizer: gives the size of the vocabulary and the ids of its control tokens.
         seed: of the weights; no global generator is touched.
 
@@ -135,8 +142,8 @@ def build_generator(config: GeneratorConfig, tokenizer: PreTrainedTokenizerBase,
         embeddings = model.get_input_embeddings().num_embeddings
         if embeddings < len(tokenizer):
             raise ValueError(
-                f"checkpoint {config.checkpoint!r} embeds {embeddings} tokens and the tokeniser has {len(tokenizer)}; "
-                "use the checkpoint's own tokeniser"
+                f"checkpoint {config.checkpoint!r} embeds {embeddings} tokens and the tokeniser has "
+                f"{len(tokenizer)}; use the checkpoint's own tokeniser"
             )
         return _plain_decoding(model)
     shape = BartConfig(
@@ -193,8 +200,9 @@ def collate(
         pad_id: id of the padding token.
 
     Returns:
-        input_ids (B, S), attention_mask (B, S) and labels (B, T), the latter -100 where nothing is to be learnt. S is
-        a multiple of 4: few distinct shapes let the processor's matrix library reuse what it has compiled.
+        input_ids (B, S), attention_mask (B, S) and labels (B, T), the latter -100 where nothing is to be
+        learnt. S is a multiple of 4: few distinct shapes let the processor's matrix library reuse what it has
+        compiled.
     """
     input_ids = pad(prompts, pad_id, multiple=4)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
@@ -205,9 +213,10 @@ def collate(
 def plan_batches(lengths: np.ndarray, config: TrainConfig, seed: int) -> np.ndarray:
     """Lay out which examples each step sees, before training starts.
 
-    Examples come in a new random order at each pass. Inside a window of ``group_batches`` batches they are sorted by
-    length, so that a batch holds prompts of about one length and little padding, and the batches of a window are
-    shuffled. Knowing the plan in advance makes a resumed run see what the interrupted one would have seen.
+    Examples come in a new random order at each pass. Inside a window of ``group_batches`` batches they are
+    sorted by length, so that a batch holds prompts of about one length and little padding, and the batches of
+    a window are shuffled. Knowing the plan in advance makes a resumed run see what the interrupted one would
+    have seen.
 
     Args:
         lengths: (N,) prompt lengths in tokens.
@@ -235,23 +244,24 @@ def train_supervised(
 ) -> TrainResult:
     """Fine-tune on clicked queries by transformers' ``Trainer``.
 
-    Checkpoints under ``work`` let an interrupted run go on: call again with the same arguments, and the result is, byte
-    for byte, that of a run without interruption. They go away at the end. When the call ends early, by Ctrl-C or an
-    error, ``model`` gets back the weights it came with.
+    Checkpoints under ``work`` let an interrupted run go on: call again with the same arguments, and the
+    result is, byte for byte, that of a run without interruption. They go away at the end. When the call ends
+    early, by Ctrl-C or an error, ``model`` gets back the weights it came with.
 
     Args:
         model: an encoder-decoder; trained in place.
         examples: prompts and targets.
         config: steps, rates and sizes.
-        seed: of the data order and of dropout. The global generators of Python, numpy and torch are seeded with it.
+        seed: of the data order and of dropout. The global generators of Python, numpy and torch are seeded
+            with it.
         work: folder for the checkpoints; what another run left there is removed.
 
     Returns:
         Model, loss curve and seconds.
 
     Raises:
-        ValueError: when there is no example, when prompts and targets differ in number, or when a sequence is longer
-            than the model's positions.
+        ValueError: when there is no example, when prompts and targets differ in number, or when a sequence is
+            longer than the model's positions.
 
     Source: paper, section "One encoder-decoder"; eq. supervised loss.
     """
@@ -261,7 +271,9 @@ def train_supervised(
 
     def batch(step: int) -> dict[str, torch.Tensor]:
         rows = plan[step]
-        return collate([examples.prompts[row] for row in rows], [examples.targets[row] for row in rows], pad_id)
+        return collate(
+            [examples.prompts[row] for row in rows], [examples.targets[row] for row in rows], pad_id
+        )
 
     run = fingerprint(model, config, seed, examples.prompts, examples.targets)
     from transformers import Trainer
@@ -272,7 +284,9 @@ def train_supervised(
 def check_examples(model: PreTrainedModel, examples: Examples) -> None:
     """Refuse examples that cannot be trained on; see ``train_supervised`` for the errors."""
     if len(examples.prompts) != len(examples.targets):
-        raise ValueError(f"{len(examples.prompts)} prompts and {len(examples.targets)} targets; expected as many")
+        raise ValueError(
+            f"{len(examples.prompts)} prompts and {len(examples.targets)} targets; expected as many"
+        )
     if not len(examples.prompts):
         raise ValueError("no examples to train on; expected at least one clicked query in the training days")
     positions = getattr(model.config, "max_position_embeddings", None)
@@ -346,8 +360,8 @@ def run_trainer(
         trainer_class: ``transformers.Trainer`` or a subclass with its own loss.
         model: trained in place.
         steps: the batches.
-        config: optimiser, schedule and intervals; anything with the fields of ``TrainConfig`` from ``steps`` to
-            ``save_every``, ``group_batches`` aside.
+        config: optimiser, schedule and intervals; anything with the fields of ``TrainConfig`` from ``steps``
+            to ``save_every``, ``group_batches`` aside.
         seed: of dropout.
         work: folder for the checkpoints.
         run: fingerprint of the run; checkpoints of another one are removed.
@@ -403,9 +417,10 @@ def run_trainer(
         model.load_state_dict(given)
         raise
     finally:
-        # The trainer leaves its mixed-precision wrapper on the model; decoding is meant to be in full precision.
-        for wrapper in ("forward", "_original_forward"):
-            vars(model).pop(wrapper, None)
+        # The trainer leaves its mixed-precision wrapper on the model, but decoding is meant to be in full
+        # precision; and it marks the model as wrapped, so that the next training would silently run without.
+        for leftover in ("forward", "_original_forward", "_is_accelerate_prepared"):
+            vars(model).pop(leftover, None)
         model.zero_grad(set_to_none=True)
         model.eval()
     _forget(work)
@@ -473,12 +488,12 @@ def load_generator(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
 
 
 def _plain_decoding(model: PreTrainedModel) -> PreTrainedModel:
-    """Drop decoding habits that checkpoints bring (forced tokens, penalties): a score is a log-probability."""
+    """Drop what checkpoints bring along (forced tokens, penalties); a score is a log-probability."""
     from transformers import GenerationConfig
 
     config = model.config
     model.generation_config = GenerationConfig(
-        bos_token_id=config.bos_token_id,
+        bos_token_id=getattr(config, "bos_token_id", None),
         pad_token_id=config.pad_token_id,
         eos_token_id=config.eos_token_id,
         decoder_start_token_id=getattr(config, "decoder_start_token_id", None),
@@ -536,7 +551,9 @@ def _progress_bar() -> Any:
         bar = None
 
         def on_train_begin(self, args, state, control, **_):
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", leave=False)
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc="train", unit="step", leave=False
+            )
 
         def on_step_end(self, args, state, control, **_):
             self.bar.update(1)

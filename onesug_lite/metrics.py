@@ -1,7 +1,7 @@
 r"""How good the lists are: HR@16 and MRR@16 of the clicked query, with intervals, by behaviour and frequency.
 
-Both metrics look at one thing, the rank of the query that the shopper clicked (or ordered from) in the list a system
-would have shown:
+Both metrics look at one thing, the rank of the query that the shopper clicked (or ordered from) in the list a
+system would have shown:
 
 .. math::
 
@@ -9,8 +9,8 @@ would have shown:
     \qquad
     \mathrm{MRR@}k = \frac{1}{N} \sum_i \frac{[1 \le \mathrm{rank}_i \le k]}{\mathrm{rank}_i}
 
-They are shares between 0 and 1 here; the paper prints them in per cent. A click is what the logging system's list
-allowed, so both reward a system for agreeing with that list.
+They are shares between 0 and 1 here; the paper prints them in per cent. A click is what the logging system's
+list allowed, so both reward a system for agreeing with that list.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def ranks(lists: Sequence[Sequence[str]], targets: Sequence[str]) -> np.ndarray:
         targets: N strings, the clicked queries; compared character by character.
 
     Returns:
-        ``int64`` (N,): 1 is the top of the list, 0 means absent. A query that a list repeats counts where it first
-        stands.
+        ``int64`` (N,): 1 is the top of the list, 0 means absent. A query that a list repeats counts where it
+        first stands.
 
     Raises:
         ValueError: the two lengths differ.
@@ -124,8 +124,8 @@ def bootstrap(
 ) -> Interval:
     """Percentile bootstrap interval of a mean over requests.
 
-    Requests are drawn with replacement as if independent. Requests of one shopper are not quite, so the interval is a
-    little too narrow; it speaks of other requests, not of other training seeds.
+    Requests are drawn with replacement as if independent. Requests of one shopper are not quite, so the
+    interval is a little too narrow; it speaks of other requests, not of other training seeds.
 
     Args:
         values: (N,) one number a request.
@@ -157,8 +157,9 @@ def paired_bootstrap(
 ) -> Comparison:
     """Interval and p-value of the difference of two systems on the same requests.
 
-    The interval resamples the per-request differences; the p-value flips their signs at random (a paired permutation
-    test). Pairing removes what is hard for both systems, so small differences can be told from noise.
+    The interval resamples the per-request differences; the p-value flips their signs at random (a paired
+    permutation test). Pairing removes what is hard for both systems, so small differences can be told from
+    noise.
 
     Args:
         first: (N,) one number a request.
@@ -175,14 +176,18 @@ def paired_bootstrap(
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if first.shape != second.shape:
-        raise ValueError(f"{len(first)} and {len(second)} values; a paired comparison needs the same requests in both")
+        raise ValueError(
+            f"{len(first)} and {len(second)} values; a paired comparison needs the same requests in both"
+        )
     difference = first - second
     interval = bootstrap(difference, rng, draws, level)
     if len(difference) < 2:
         return Comparison(*interval, p=np.nan)
     if not difference.any():
         return Comparison(*interval, p=1.0)
-    changed = difference[difference != 0]  # zeros stay zero under any sign: the same test, several times faster
+    changed = difference[
+        difference != 0
+    ]  # zeros stay zero under any sign: the same test, several times faster
     test = stats.permutation_test(
         (changed,), np.sum, permutation_type="samples", n_resamples=draws, batch=_batch(len(changed)), rng=rng
     )
@@ -206,8 +211,8 @@ def frequency_band(targets: Sequence[str], training_clicks: Mapping[str, int]) -
 def invalid_share(lists: Sequence[Sequence[str]], known_queries: Collection[str]) -> float:
     """Share of all suggestions that are no known query.
 
-    A generator can write strings that nobody would search for; a known query is not always a good one, and an unknown
-    one not always bad, but a rising share is the first sign that training goes wrong.
+    A generator can write strings that nobody would search for; a known query is not always a good one, and an
+    unknown one not always bad, but a rising share is the first sign that training goes wrong.
 
     Args:
         lists: N suggestion lists.
@@ -244,18 +249,22 @@ def summary_table(
         level: of the intervals.
 
     Returns:
-        16 rows: ``rows`` (one of :data:`ROWS`; orders are clicks too), ``band`` (``all`` or one of :data:`BANDS`),
-        ``requests`` (how many), ``metric`` (``HR@16``, ``MRR@16``), ``mean``, ``low``, ``high``; null where a cell has
-        too few requests to say.
+        16 rows: ``rows`` (one of :data:`ROWS`; orders are clicks too), ``band`` (``all`` or one of
+        :data:`BANDS`), ``requests`` (how many), ``metric`` (``HR@16``, ``MRR@16``), ``mean``, ``low``,
+        ``high``; null where a cell has too few requests to say.
 
     Raises:
         ValueError: lengths differ, or a behaviour is no click.
     """
     if not len(lists) == len(targets) == len(behaviours):
         raise ValueError(
-            f"{len(lists)} lists, {len(targets)} targets and {len(behaviours)} behaviours; expected one of each a request"
+            f"{len(lists)} lists, {len(targets)} targets and {len(behaviours)} behaviours; expected one "
+            "of each a request"
         )
-    behaviour, band = np.array(behaviours, dtype=object), np.array(frequency_band(targets, training_clicks), dtype=object)
+    behaviour, band = (
+        np.array(behaviours, dtype=object),
+        np.array(frequency_band(targets, training_clicks), dtype=object),
+    )
     unknown = sorted(set(behaviours) - {"order", "item_click", "query_click"})
     if unknown:
         raise ValueError(f"behaviour '{unknown[0]}' is no click; expected order, item_click or query_click")
@@ -271,7 +280,9 @@ def summary_table(
                 table.append((rows, name, int(cell.sum()), metric, *interval))
     schema = {"rows": pl.String, "band": pl.String, "requests": pl.Int64, "metric": pl.String}
     schema |= dict.fromkeys(Interval._fields, pl.Float64)
-    return pl.DataFrame(table, schema=schema, orient="row").with_columns(pl.col(Interval._fields).fill_nan(None))
+    return pl.DataFrame(table, schema=schema, orient="row").with_columns(
+        pl.col(Interval._fields).fill_nan(None)
+    )
 
 
 def _batch(size: int) -> int:

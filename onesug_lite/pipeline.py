@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -57,7 +57,32 @@ class Sizes:
     validation_days: int = 1  # ours: the last training day, for choosing recipes
 
 
-PROFILES: dict[str, Sizes] = {}
+PROFILES: dict[str, Sizes] = {
+    "smoke": Sizes(
+        align=AlignConfig(dim=48, steps=150, batch_size=128),
+        rqvae=RQVAEConfig(codes=32, latent=16, hidden=64, steps=150, warmup_steps=50, batch_size=256),
+        generator=GeneratorConfig(d_model=64, ffn=128),
+        train=TrainConfig(steps=160, batch_size=128, warmup=20, learning_rate=3e-3, save_every=40),
+        preference=PreferenceConfig(steps=20, batch_size=32, warmup=4, save_every=10),
+        evaluated=200,
+    ),
+    "lite": Sizes(
+        align=AlignConfig(steps=800),
+        rqvae=RQVAEConfig(codes=128),
+        train=TrainConfig(steps=1200),
+        preference=PreferenceConfig(steps=300),
+    ),
+    "full": Sizes(
+        align=AlignConfig(dim=384, layers=6, heads=6, steps=20_000),
+        rqvae=RQVAEConfig(steps=10_000, batch_size=4096),
+        generator=GeneratorConfig(
+            d_model=768, encoder_layers=6, decoder_layers=6, heads=12, ffn=3072
+        ),  # BART-base's shape
+        train=TrainConfig(steps=30_000, learning_rate=3e-4, warmup=1000),
+        preference=PreferenceConfig(steps=3000, learning_rate=5e-5, warmup=300),
+        evaluated=20_000,
+    ),
+}
 
 
 def sizes(profile: str | Sizes) -> Sizes:
@@ -73,7 +98,7 @@ def sizes(profile: str | Sizes) -> Sizes:
     return PROFILES[profile]
 
 
-class Supervised(NamedTuple):
+class Trained(NamedTuple):
     """A trained generator as the store holds it."""
 
     folder: Path
@@ -230,19 +255,20 @@ class Pipeline:
     @cached_property
     def tokenizer(self):
         """Subword tokeniser trained on the texts of the training days."""
-        from onesug_lite.generator import load_tokenizer
+        from transformers import AutoTokenizer
+
         from onesug_lite.prompt import train_tokenizer
 
         def build(out: Path, work: Path) -> None:
             if self.sizes.generator.checkpoint:
-                load_tokenizer(self.sizes.generator.checkpoint).save_pretrained(out)
+                AutoTokenizer.from_pretrained(self.sizes.generator.checkpoint).save_pretrained(out)
                 return
             texts = self.training_clicks["query"].to_list()
             texts += self.training_clicks["profile"].list.explode().drop_nulls().to_list()
             train_tokenizer(texts, self.sizes.prompt).save_pretrained(out)
 
         inputs = self._days() | {"checkpoint": str(self.sizes.generator.checkpoint)}
-        return load_tokenizer(self.store.get("tokenizer", self.sizes.prompt, inputs, ["prompt"], build))
+        return AutoTokenizer.from_pretrained(self.store.get("tokenizer", self.sizes.prompt, inputs, ["prompt"], build))
 
     def prompts(self, rows: pl.DataFrame, pre: bool) -> list[list[int]]:
         """Encoder input ids of training rows (columns prefix, history, profile and, with PRE, the clicked query)."""
@@ -262,7 +288,7 @@ class Pipeline:
             self.tokenizer, rows["prefix"].to_list(), related, histories, profiles, self.sizes.prompt
         )
 
-    def _generator(self, stage: str, pre: bool, config, inputs: dict[str, str], modules: list[str], train) -> Supervised:
+    def _generator(self, stage: str, pre: bool, config, inputs: dict[str, str], modules: list[str], train) -> Trained:
         """Run a training stage that yields a generator; ``train(work)`` returns an object with ``model`` and ``history``."""
         from onesug_lite.generator import save_generator
 
@@ -276,7 +302,7 @@ class Pipeline:
         if pre:
             inputs["sid_search"] = self.search_folder.name
         folder = self.store.get(stage, config, inputs, modules, build)
-        return Supervised(folder, pl.read_parquet(folder / "history.parquet"))
+        return Trained(folder, pl.read_parquet(folder / "history.parquet"))
 
     def _examples(self, pre: bool) -> Examples:
         from onesug_lite.prompt import encode_queries
@@ -287,7 +313,7 @@ class Pipeline:
             encode_queries(self.tokenizer, rows["query"].to_list(), self.sizes.prompt),
         )
 
-    def supervised(self, pre: bool) -> Supervised:
+    def supervised(self, pre: bool) -> Trained:
         """Generator fine-tuned on the clicked queries of the training days: the seed model M_t."""
         from onesug_lite.generator import build_generator, train_supervised
 
@@ -298,20 +324,6 @@ class Pipeline:
         stage = "supervised_pre" if pre else "supervised"
         return self._generator(stage, pre, self.sizes.train, {}, ["generator", "prompt"], train)
 
-    def continued(self, pre: bool) -> Supervised:
-        """The control: the seed model trained on with the supervised loss on the preference stage's budget."""
-        from onesug_lite.generator import load_generator, train_supervised
-
-        seed_model = self.supervised(pre).folder
-        budget = {field.name for field in fields(TrainConfig)} & {field.name for field in fields(PreferenceConfig)}
-        config = replace(self.sizes.train, **{name: getattr(self.sizes.preference, name) for name in sorted(budget)})
-
-        def train(work: Path):
-            model, _ = load_generator(seed_model / "generator")
-            return train_supervised(model, self._examples(pre), config, self.seed + 1, work)
-
-        return self._generator("continued", pre, config, {"seed model": seed_model.name}, ["generator"], train)
-
     # ---------------------------------------------------------------- preference
     @cached_property
     def preference_sets(self) -> PreferenceSets:
@@ -321,7 +333,7 @@ class Pipeline:
         rng = np.random.default_rng(self.seed)
         return preference_sets(self.split.train, self.queries, self.sizes.reward, rng)
 
-    def preferred(self, pre: bool, **changes) -> Supervised:
+    def preferred(self, pre: bool, **changes) -> Trained:
         """The seed model after reward-weighted ranking (RWR): M_{t+1}.
 
         Args:
@@ -338,19 +350,15 @@ class Pipeline:
             sets = self.preference_sets
             model, tokenizer = load_generator(seed_model / "generator")
             prompts = self.prompts(sets.rows.rename({"chosen": "query"}), pre)
-            return train_preference(model, sets, prompts, tokenizer, config, self.seed, work)
+            return train_preference(model, sets, prompts, tokenizer, config, self.seed, work, self.sizes.prompt)
 
         inputs = {"seed model": seed_model.name, "reward": repr(self.sizes.reward)}
         return self._generator("preference", pre, config, inputs, ["preference", "reward"], train)
 
     # ---------------------------------------------------------------- systems
-    def trained(self, row: Variant) -> Supervised:
+    def trained(self, row: Variant) -> Trained:
         """The trained generator behind a row of the table."""
-        if row.after == "supervised":
-            return self.continued(row.pre)
-        if row.after == "preference":
-            return self.preferred(row.pre, **row.preference)
-        return self.supervised(row.pre)
+        return self.preferred(row.pre, **row.preference) if row.preferred else self.supervised(row.pre)
 
     def policy(self, name: str):
         """The system of a row of the table as a callable from a frame of requests to ranked lists of queries."""

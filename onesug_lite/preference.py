@@ -1,32 +1,32 @@
-r"""Preference training: the pair-wise and the list-wise loss of reward-weighted ranking, and the loop that uses them.
+r"""Preference training: the pair-wise and list-wise losses of reward-weighted ranking, and their use.
 
 The implicit reward of a query is how much more likely the policy makes it than the frozen seed model did,
-:math:`\hat r(q) = \beta \log(\pi_\theta(q|x) / \pi_{ref}(q|x))`. With a chosen query :math:`w`, rejected queries
-:math:`l`, and the weight of each pair :math:`rw_\Delta` (see :mod:`onesug_lite.reward`):
+:math:`\hat r(q) = \beta \log(\pi_\theta(q|x) / \pi_{ref}(q|x))`. With a chosen query :math:`w`, rejected
+queries :math:`l`, and the weight of each pair :math:`rw_\Delta` (see :mod:`onesug_lite.reward`):
 
 .. math::
 
     L_{pair} &= -\log \sigma\big(-rw_\Delta\, h(\hat r_l - \hat r_w)\big) \\
     L_{list} &= -\log \sigma\Big(-\log \sum_l \exp\big(rw_\Delta\, h(\hat r_l - \hat r_w)\big)\Big)
 
-to which :math:`-\alpha \log \pi_\theta(w|x)` is added, the supervised anchor that keeps the policy a language model.
-:math:`h` is the hinge:
+to which :math:`-\alpha \log \pi_\theta(w|x)` is added, the supervised anchor that keeps the policy a language
+model. :math:`h(x)` is the hinge, with :math:`x = \hat r_l - \hat r_w` above 0 where the rejected query is
+preferred:
 
-============  ===================================================================================================
-``hinge``     :math:`h(x)`, with :math:`x = \hat r_l - \hat r_w`, above 0 where the rejected query is preferred
-============  ===================================================================================================
-``violated``  :math:`\max(0, x - \delta)`: only rejected queries that lead by more than :math:`\delta` are pushed
-``printed``   list-wise the same, for so it is printed; pair-wise :math:`-\max(0, -x - \delta)`, also as printed:
-              the gradient is zero wherever the pair is ranked wrongly, and pushes pairs that are right already
-``none``      :math:`x`: with equal weights, pair-wise is DPO and list-wise is softmax-DPO
-============  ===================================================================================================
+- ``violated``: :math:`\max(0, x - \delta)`; only rejected queries that lead by more than :math:`\delta` are
+  pushed.
+- ``printed``: list-wise the same, for so it is printed; pair-wise :math:`-\max(0, -x - \delta)`, as printed
+  too, with a gradient of zero wherever the pair is ranked wrongly and a push for pairs that are right
+  already.
+- ``none``: :math:`x`; with equal weights, pair-wise is DPO and list-wise is softmax-DPO.
 
-At the start policy and reference agree, so every :math:`x` is 0 and with :math:`\delta > 0` both hinges are flat: training
-begins as supervised training on the chosen queries and the preference term wakes up where that leads the policy astray.
-A negative ``delta`` asks the chosen query to lead by that much instead. A list-wise loss over one rejected query is the
-pair-wise one (``violated``, ``none``).
+At the start policy and reference agree, so every :math:`x` is 0 and with :math:`\delta > 0` both hinges are
+flat: training begins as supervised training on the chosen queries and the preference term wakes up where that
+leads the policy astray. A negative ``delta`` asks the chosen query to lead by that much instead. A list-wise
+loss over one rejected query is the pair-wise one (``violated``, ``none``).
 
-Source: paper, section RWR; both losses as third-party notes print them; hyper-parameters: authors' public code.
+Source: paper, section RWR; both losses as third-party notes print them; hyper-parameters: authors' public
+code.
 """
 
 from __future__ import annotations
@@ -67,9 +67,11 @@ class PreferenceConfig:
     """The preference stage. The paper states none of the fields below ``reward_weights``."""
 
     loss: str = "listwise"  # paper: list-wise; "pairwise": its ablation; "supervised": ours, the anchor alone
-    hinge: str = "violated"  # ours for pair-wise, as printed for list-wise; "printed": as printed for both; "none"
+    hinge: str = "violated"  # paper: "printed", the same for list-wise; the other two are ours, see above
     beta: float = 0.5  # authors' public code
-    alpha: float = 0.4  # authors' public code: weight of the supervised anchor, log-probability of the whole query
+    alpha: float = (
+        0.4  # authors' public code: weight of the supervised anchor, log-probability of the whole query
+    )
     delta: float = 0.5  # authors' public code: margin of the hinge
     reward_weights: bool = True  # paper: weight 1 / (r_w - r_l); False: every pair weighs 1
     steps: int = 300  # ours
@@ -93,7 +95,9 @@ class PreferenceConfig:
         if not self.alpha >= 0:
             raise ValueError(f"alpha is {self.alpha}; expected 0 or more")
         if self.loss == "supervised" and self.alpha == 0:
-            raise ValueError("loss is 'supervised' and alpha is 0, so there is nothing to learn; give alpha above 0")
+            raise ValueError(
+                "loss is 'supervised' and alpha is 0, so there is nothing to learn; give alpha above 0"
+            )
 
 
 class PreferenceLoss(NamedTuple):
@@ -118,9 +122,13 @@ def sequence_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         (B,) nats in float32, 0 for a row without labels.
     """
-    return -F.cross_entropy(  # (B * T,), 0 at ignored positions
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none"
-    ).view(labels.shape).sum(dim=1)
+    return (
+        -F.cross_entropy(  # (B * T,), 0 at ignored positions
+            logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none"
+        )
+        .view(labels.shape)
+        .sum(dim=1)
+    )
 
 
 def pairwise_loss(
@@ -145,10 +153,7 @@ def pairwise_loss(
         Paper, section RWR, eq. pair-wise loss (third-party notes). Without hinge and weights: DPO.
     """
     lead = config.beta * (rejected_log_ratio - chosen_log_ratio[:, None])  # (B, K)
-    if config.hinge == "printed":
-        scored = -torch.relu(-lead - config.delta)
-    else:
-        scored = _hinge(lead, config)
+    scored = -torch.relu(-lead - config.delta) if config.hinge == "printed" else _hinge(lead, config)
     return PreferenceLoss(F.softplus(_weighted(scored, weight, config)).mean(dim=1), -lead.detach())
 
 
@@ -203,7 +208,9 @@ def candidate_log_probs(
     from transformers.modeling_outputs import BaseModelOutput
 
     candidates = len(labels) // len(input_ids)
-    states = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, S, D)
+    states = model.get_encoder()(
+        input_ids=input_ids, attention_mask=attention_mask
+    ).last_hidden_state  # (B, S, D)
     logits = model(
         encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(candidates, dim=0)),
         attention_mask=attention_mask.repeat_interleave(candidates, dim=0),
@@ -225,10 +232,11 @@ def train_preference(
 ) -> TrainResult:
     r"""One round of reward-weighted ranking: the seed model :math:`M_t` becomes :math:`M_{t+1}`.
 
-    The reference is the model as it is given; its log-probabilities are computed once before training instead of in
-    every step. The anchor is the log-probability of the whole chosen query (a sum over its tokens), as printed, so a
-    longer query weighs more. Dropout is off: the log-ratio compares one policy with one reference, and a policy that
-    drops units at random differs from its own seed before it has learnt anything, by noise that passes for preference.
+    The reference is the model as it is given; its log-probabilities are computed once before training instead
+    of in every step. The anchor is the log-probability of the whole chosen query (a sum over its tokens), as
+    printed, so a longer query weighs more. Dropout is off: the log-ratio compares one policy with one
+    reference, and a policy that drops units at random differs from its own seed before it has learnt
+    anything, by noise that passes for preference.
 
     Checkpoints, interruption and reproducibility are those of :func:`onesug_lite.generator.train_supervised`.
 
@@ -243,26 +251,32 @@ def train_preference(
         prompt: ``query_tokens`` is read; the defaults when not given.
 
     Returns:
-        The model, seconds, and a history with the columns ``step``, ``loss``, ``accuracy`` (share of rejected queries
-        that the chosen one leads), ``chosen_log_ratio``, ``margin`` (mean lead in implicit reward), ``preference``
-        (the loss without its anchor), ``rejected_log_ratio`` and ``sft_nll`` (nats a chosen query), each the mean over
-        the last ``log_every`` steps.
+        The model, seconds, and a history with the columns ``step``, ``loss``, ``accuracy`` (share of rejected
+        queries that the chosen one leads), ``chosen_log_ratio``, ``margin`` (mean lead in implicit reward),
+        ``preference`` (the loss without its anchor), ``rejected_log_ratio`` and ``sft_nll`` (nats a chosen
+        query), each the mean over the last ``log_every`` steps.
 
     Raises:
-        ValueError: no rows, prompts and rows differ in number, rows with different numbers of rejected queries, or a
-            sequence longer than the model's positions.
+        ValueError: no rows, prompts and rows differ in number, rows with different numbers of rejected
+            queries, or a sequence longer than the model's positions.
 
     Source:
         Paper, section RWR; training loop of the authors' public repository.
     """
     rows = sets.rows
     if len(prompts) != len(rows):
-        raise ValueError(f"{len(prompts)} prompts and {len(rows)} preference rows; expected one prompt for each row")
+        raise ValueError(
+            f"{len(prompts)} prompts and {len(rows)} preference rows; expected one prompt for each row"
+        )
     if not len(rows):
-        raise ValueError("no preference rows to train on; expected at least one clicked query in the training days")
+        raise ValueError(
+            "no preference rows to train on; expected at least one clicked query in the training days"
+        )
     sizes = rows["rejected"].list.len().unique().sort().to_list()
     if len(sizes) > 1 or sizes[0] == 0:
-        raise ValueError(f"rows have {sizes} rejected queries; expected the same number, 1 or more, in each row")
+        raise ValueError(
+            f"rows have {sizes} rejected queries; expected the same number, 1 or more, in each row"
+        )
     negatives = sizes[0]
 
     plan = plan_batches(np.array([len(ids) for ids in prompts]), config, seed)  # (steps, batch_size)
@@ -304,7 +318,9 @@ def _reference(model: PreTrainedModel, lengths: Sequence[int], batch, batch_size
     parts = []
     with torch.inference_mode(), torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
         for start in tqdm(starts, desc="reference", unit="batch", leave=False):
-            tensors = {name: value.to(device) for name, value in batch(order[start : start + batch_size]).items()}
+            tensors = {
+                name: value.to(device) for name, value in batch(order[start : start + batch_size]).items()
+            }
             parts.append(candidate_log_probs(model, **tensors).cpu())
     reference = torch.empty(len(order), parts[0].shape[1])
     reference[torch.from_numpy(order)] = torch.cat(parts)
@@ -312,7 +328,7 @@ def _reference(model: PreTrainedModel, lengths: Sequence[int], batch, batch_size
 
 
 def _trainer_class() -> type[Trainer]:
-    """A ``Trainer`` with the preference loss; made here because importing transformers' trainer takes seconds."""
+    """A ``Trainer`` with the preference loss; made here because importing ``Trainer`` takes seconds."""
     from transformers import Trainer
 
     class PreferenceTrainer(Trainer):
@@ -322,7 +338,9 @@ def _trainer_class() -> type[Trainer]:
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             if not hasattr(model, "get_encoder"):
-                raise ValueError("preference training runs on one device; start it as a single process with one GPU")
+                raise ValueError(
+                    "preference training runs on one device; start it as a single process with one GPU"
+                )
             config = self.preference
             model.eval()  # no dropout; gradients flow all the same
             reference, weight = inputs["reference"], inputs["weight"]

@@ -4,8 +4,8 @@ The encoder reads one line of text per request, in four segments::
 
     [CLS] prefix [SEP] related queries [SEP] history [SEP] profile
 
-Related queries and earlier searches are lists, so an item token stands between their entries. Everything a shopper
-typed is cleaned first and can never produce one of these control tokens, whatever it spells.
+Related queries and earlier searches are lists, so an item token stands between their entries. Everything a
+shopper typed is cleaned first and can never produce one of these control tokens, whatever it spells.
 
 Source: paper, section "One encoder-decoder" (the four segments); the sizes are ours.
 """
@@ -55,10 +55,10 @@ class PromptError(ValueError):
 def clean(text: str | None) -> str:
     r"""Bring a text into the one form that all stages use.
 
-    Compatibility forms are folded (NFKC: full-width letters, ligatures), letters are lowered, control and format
-    characters go, runs of white space become one blank. Scripts without case, such as Chinese, and emoji pass
-    through; invisible joiners between emoji are format characters and go. Never raises, and cleaning twice changes
-    nothing.
+    Compatibility forms are folded (NFKC: full-width letters, ligatures), letters are lowered, control and
+    format characters go, runs of white space become one blank. Scripts without case, such as Chinese, and
+    emoji pass through; invisible joiners between emoji are format characters and go. Never raises, and
+    cleaning twice changes nothing.
 
     Args:
         text: any string, also one with lone surrogates; ``None`` counts as empty.
@@ -71,10 +71,16 @@ def clean(text: str | None) -> str:
     text = text or ""
     if text.isascii() and text.isprintable():
         return " ".join(text.lower().split())
-    for _ in range(4):  # lowering can undo a composition and dropping can allow one; two rounds settle nearly all texts
+    for _ in range(
+        4
+    ):  # lowering can undo a composition and dropping can allow one; two rounds settle nearly all texts
         before = text
-        spaced = "".join(" " if char.isspace() else char for char in unicodedata.normalize("NFKC", text).lower())
-        kept = "".join(char for char in spaced if char != "\ufffd" and unicodedata.category(char) not in _DROPPED)
+        spaced = "".join(
+            " " if char.isspace() else char for char in unicodedata.normalize("NFKC", text).lower()
+        )
+        kept = "".join(
+            char for char in spaced if char != "\ufffd" and unicodedata.category(char) not in _DROPPED
+        )
         text = " ".join(unicodedata.normalize("NFKC", kept).split())
         if text == before:
             break
@@ -84,15 +90,17 @@ def clean(text: str | None) -> str:
 def train_tokenizer(texts: Iterable[str], config: PromptConfig) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokeniser.
 
-    Words are split into the most frequent byte sequences; since every byte has a token, any text, in any script, can
-    be written and read back. Give it texts of the training days only, or the test leaks into the vocabulary.
+    Words are split into the most frequent byte sequences; since every byte has a token, any text, in any
+    script, can be written and read back. Give it texts of the training days only, or the test leaks into the
+    vocabulary.
 
     Args:
         texts: prefixes, queries and profile attributes; a text given twice counts twice.
         config: uses ``vocab_size`` and ``min_frequency``.
 
     Returns:
-        A Hugging Face tokeniser with the control tokens as special tokens. The same texts give the same vocabulary.
+        A Hugging Face tokeniser with the control tokens as special tokens. The same texts give the same
+        vocabulary.
 
     Raises:
         PromptError: when ``vocab_size`` has no room for the 256 bytes and the control tokens.
@@ -105,8 +113,8 @@ def train_tokenizer(texts: Iterable[str], config: PromptConfig) -> PreTrainedTok
     smallest = 256 + len(CONTROL_TOKENS)
     if config.vocab_size < smallest:
         raise PromptError(
-            f"vocab_size is {config.vocab_size}; the bytes and the control tokens alone need {smallest}, so give at "
-            "least that many"
+            f"vocab_size is {config.vocab_size}; the bytes and the control tokens alone need {smallest}, so "
+            "give at least that many"
         )
     tokenizer = Tokenizer(models.BPE())
     # A blank before each text makes a word the same token at the start of a query and inside one.
@@ -144,12 +152,12 @@ def build_prompts(
 ) -> list[list[int]]:
     """Write one encoder input per request: ``[CLS] prefix [SEP] related [SEP] history [SEP] profile``.
 
-    History stands newest first, so that the latest search is always at the same place. A missing segment is empty but
-    keeps its separator. Every segment is cut at its own length, so no segment pushes out another.
+    History stands newest first, so that the latest search is always at the same place. A missing segment is
+    empty but keeps its separator. Every segment is cut at its own length, so no segment pushes out another.
 
     Args:
-        tokenizer: ours, or that of any Hugging Face encoder-decoder; without a separator of its own, its end of
-            sequence separates.
+        tokenizer: ours, or that of any Hugging Face encoder-decoder; without a separator of its own, its end
+            of sequence separates.
         prefixes: N typed texts.
         related: N lists of related queries, best first; ``None`` for no such segment.
         histories: N lists of earlier searches, oldest first; a row may be ``None``.
@@ -157,8 +165,8 @@ def build_prompts(
         config: the sizes.
 
     Returns:
-        N lists of token ids, without padding, each at most ``config.prompt_tokens`` long (longer by a few where a
-        foreign tokeniser separates items by more than one token).
+        N lists of token ids, without padding, each at most ``config.prompt_tokens`` long (longer by a few
+        where a foreign tokeniser separates items by more than one token).
 
     Raises:
         PromptError: when a prefix is empty once cleaned, or when the inputs differ in length.
@@ -168,7 +176,9 @@ def build_prompts(
     rows = len(prefixes)
     for name, column in (("related", related), ("histories", histories), ("profiles", profiles)):
         if column is not None and len(column) != rows:
-            raise PromptError(f"{name} has {len(column)} rows and prefixes has {rows}; give one entry per prefix")
+            raise PromptError(
+                f"{name} has {len(column)} rows and prefixes has {rows}; give one entry per prefix"
+            )
     typed = [clean(prefix[: config.max_prefix_chars] if prefix else "") for prefix in prefixes]
     for row, text in enumerate(typed):
         if not text:
@@ -191,7 +201,9 @@ def build_prompts(
         prompt = start + ids.of(typed[row])[: config.prefix_tokens]
         for items in (related_items[row], history_items[row]):
             prompt += separator + ids.joined(items, between, config.item_tokens)
-        prompt += separator + ids.joined(profile_items[row], between, config.item_tokens)[: config.profile_tokens]
+        prompt += (
+            separator + ids.joined(profile_items[row], between, config.item_tokens)[: config.profile_tokens]
+        )
         prompts.append(prompt)
     return prompts
 
@@ -216,7 +228,8 @@ def encode_queries(
     for row, text in enumerate(cleaned):
         if not text:
             raise PromptError(
-                f"query of row {row} is {_shorten(queries[row])}, which holds no visible character; drop the row"
+                f"query of row {row} is {_shorten(queries[row])}, which holds no visible character; "
+                "drop the row"
             )
     ids = _Encoded(tokenizer, cleaned)
     end = [tokenizer.eos_token_id]
@@ -264,7 +277,9 @@ def _control_ids(tokenizer: PreTrainedTokenizerBase) -> _ControlIds:
 class _Encoded:
     """Token ids of many texts, each distinct text tokenised once."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *items: Sequence[Sequence[str]]):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *items: Sequence[Sequence[str]]
+    ):
         # dict.fromkeys rather than set: the order, and with it every batch, is the same in every process.
         raw = dict.fromkeys(text for column in items for row in column for text in row)
         self._cleaned = {text: clean(text) for text in raw}

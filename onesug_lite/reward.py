@@ -8,10 +8,10 @@ What a shopper did to a query says how much the query was worth. Six behaviour l
 A pair of a chosen and a rejected query is weighted by the inverse of the gap between their rewards,
 :math:`rw_\Delta = 1 / (r_w - r_l)`: two queries of nearly equal worth are a hard pair and weigh more.
 
-What :math:`p` is remains an open question. As printed it is the rate itself, at or above 0, so a reward could never be
-below its base; yet the rows that the authors released hold chosen rewards of 0.97 (base 1.0) and rejected rewards of
-0.47 (base 0.5). A rate from which the average rate is subtracted explains them. Both readings are here:
-``ctr_factor="centred"`` and ``"plain"``.
+What :math:`p` is remains an open question. As printed it is the rate itself, at or above 0, so a reward could
+never be below its base; yet the rows that the authors released hold chosen rewards of 0.97 (base 1.0) and
+rejected rewards of 0.47 (base 0.5). A rate from which the average rate is subtracted explains them. Both
+readings are here: ``ctr_factor="centred"`` and ``"plain"``.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ import polars as pl
 from onesug_lite.log import CLICKS, Log
 
 LEVELS = {"order": 2.0, "item_click": 1.5, "query_click": 1.0, "show": 0.5, "not_shown": 0.2, "random": 0.0}
-"""Base reward of each behaviour level, best first (authors' article); ``random`` is a query drawn from all queries."""
+"""Base reward of each behaviour level, best first (authors' article); ``random`` is drawn from all."""
 
 REJECTED = ("show", "not_shown", "random")
 """Levels that a rejected query can have: shown and not clicked, recalled and not shown, drawn at random."""
 
 PAIR_TYPES = tuple((chosen, rejected) for chosen in CLICKS for rejected in REJECTED)
-"""The nine pair types: each of the three clicked levels against each of the three levels of :data:`REJECTED`."""
+"""The nine pair types: each of the three clicked levels against each level of :data:`REJECTED`."""
 
 
 @dataclass(frozen=True)
 class RewardConfig:
     """How behaviour becomes rewards, weights and pairs."""
 
-    ctr_factor: str = "centred"  # "plain": exp(ctr), as printed; "centred": exp(ctr - mean), fits the released rows
-    prior: float = 10.0  # ours: impressions at the log's mean rate, added to every (prefix, query) before dividing
+    ctr_factor: str = "centred"  # paper: "plain", exp(ctr); exp(ctr - mean) fits the authors' released rows
+    prior: float = 10.0  # ours: impressions at the log's mean rate that are added to every (prefix, query)
     min_gap: float = 0.1  # ours: smallest r_w - r_l, so that no pair weighs more than 1 / min_gap
     negatives: int = 4  # authors' public code: 4 rejected queries for each chosen one
-    mix: tuple[str, ...] = ("show", "not_shown", "random", "show")  # ours: levels of the rejected, repeated in turn
+    mix: tuple[str, ...] = ("show", "not_shown", "random", "show")  # ours: levels of the rejected, in turn
 
     def __post_init__(self):
         if self.ctr_factor not in ("centred", "plain"):
@@ -51,9 +51,13 @@ class RewardConfig:
         if not self.prior >= 0:
             raise ValueError(f"prior is {self.prior}; expected 0 or more impressions")
         if not self.min_gap > 0:
-            raise ValueError(f"min_gap is {self.min_gap}; expected a number above 0, or equal rewards weigh infinitely")
+            raise ValueError(
+                f"min_gap is {self.min_gap}; expected a number above 0, or equal rewards weigh infinitely"
+            )
         if self.negatives < 1:
-            raise ValueError(f"negatives is {self.negatives}; expected 1 or more rejected queries for a chosen one")
+            raise ValueError(
+                f"negatives is {self.negatives}; expected 1 or more rejected queries for a chosen one"
+            )
         unknown = [level for level in self.mix if level not in REJECTED]
         if unknown or not self.mix:
             raise ValueError(f"mix is {self.mix}; expected one or more of {', '.join(REJECTED)}")
@@ -63,9 +67,10 @@ class PreferenceSets(NamedTuple):
     """Chosen clicks, each with its rejected queries.
 
     Attributes:
-        rows: one row a chosen click, in the order of time: ``request_id``, ``prefix``, ``profile``, ``history``,
-            ``chosen``, ``chosen_behaviour``, ``chosen_reward``, and the lists ``rejected``, ``rejected_behaviour``,
-            ``rejected_reward``, ``weight``, each ``negatives`` long and in the same order.
+        rows: one row a chosen click, in the order of time: ``request_id``, ``prefix``, ``profile``,
+            ``history``, ``chosen``, ``chosen_behaviour``, ``chosen_reward``, and the lists ``rejected``,
+            ``rejected_behaviour``, ``rejected_reward``, ``weight``, each ``negatives`` long and in the same
+            order.
         mean_ctr: clicks over impressions of the whole log, what the centred factor subtracts.
     """
 
@@ -76,16 +81,18 @@ class PreferenceSets(NamedTuple):
 def prefix_query_ctr(train: Log, config: RewardConfig) -> pl.DataFrame:
     r"""Click-through rate of every query shown under a prefix, shrunk towards the mean rate of the log.
 
-    With few impressions the observed rate is mostly luck, so ``prior`` impressions at the mean rate :math:`\bar p` are
-    added: :math:`p = (\mathrm{clicks} + \mathrm{prior} \cdot \bar p) / (\mathrm{impressions} + \mathrm{prior})`.
+    With few impressions the observed rate is mostly luck, so ``prior`` impressions at the mean rate
+    :math:`\bar p` are added:
+
+    .. math::  p = (\mathrm{clicks} + \mathrm{prior} \cdot \bar p) / (\mathrm{impressions} + \mathrm{prior})
 
     Args:
         train: log of the training days.
         config: ``prior`` is read.
 
     Returns:
-        ``prefix``, ``query``, ``shown`` (impressions), ``clicked`` and ``ctr``, sorted by prefix and query. A pair that
-        was never shown has no row.
+        ``prefix``, ``query``, ``shown`` (impressions), ``clicked`` and ``ctr``, sorted by prefix and query. A
+        pair that was never shown has no row.
 
     Raises:
         ValueError: the log shows no query at all.
@@ -103,14 +110,17 @@ def prefix_query_ctr(train: Log, config: RewardConfig) -> pl.DataFrame:
         .collect()
     )
     if frame.is_empty():
-        raise ValueError("the training log shows no query, so there is no click-through rate; give a log with impressions")
+        raise ValueError(
+            "the training log shows no query, so there is no click-through rate; give a log with impressions"
+        )
     mean = frame["clicked"].sum() / frame["shown"].sum()
     ctr = (pl.col("clicked") + config.prior * mean) / (pl.col("shown") + config.prior)
     return frame.with_columns(ctr=ctr)
 
 
 def reward(level_values: np.ndarray, ctr: np.ndarray, mean_ctr: float, config: RewardConfig) -> np.ndarray:
-    r"""Reward of queries: :math:`\lambda \exp(p)` with :math:`p` the rate (plain) or the rate less its mean (centred).
+    r"""Reward of queries: :math:`\lambda \exp(p)` with :math:`p` the rate (plain) or the rate less its mean
+    (centred).
 
     Args:
         level_values: base rewards, any shape; see :data:`LEVELS`.
@@ -119,11 +129,13 @@ def reward(level_values: np.ndarray, ctr: np.ndarray, mean_ctr: float, config: R
         config: ``ctr_factor`` is read.
 
     Returns:
-        ``float64`` rewards, 0 or more. A rate is at most 1, so with the centred factor an order of the lowest rate still
-        is worth more than a show of the highest as long as the rates differ by less than :math:`\ln 4`.
+        ``float64`` rewards, 0 or more. A rate is at most 1, so with the centred factor an order of the lowest
+        rate still is worth more than a show of the highest as long as the rates differ by less than
+        :math:`\ln 4`.
 
     Source:
-        The base rewards and "a factor from that CTR": the authors' article; the exponential: third-party notes; the
+        The base rewards and "a factor from that CTR": the authors' article; the exponential: third-party
+        notes; the
         centring: ours, from the released sample rows.
     """
     shift = mean_ctr if config.ctr_factor == "centred" else 0.0
@@ -133,9 +145,10 @@ def reward(level_values: np.ndarray, ctr: np.ndarray, mean_ctr: float, config: R
 def pair_weight(chosen: np.ndarray, rejected: np.ndarray, config: RewardConfig) -> np.ndarray:
     r"""Weight of a pair, :math:`rw_\Delta = 1 / (r_w - r_l)`, finite for every two rewards.
 
-    As printed the weight is infinite for equal rewards and negative for inverted ones (a clicked query of a low rate
-    against a shown one of a high rate), which would turn the loss around. The gap is therefore never taken below
-    ``min_gap``: such a pair is as hard as a pair can be, and the click still says which query was chosen.
+    As printed the weight is infinite for equal rewards and negative for inverted ones (a clicked query of a
+    low rate against a shown one of a high rate), which would turn the loss around. The gap is therefore never
+    taken below ``min_gap``: such a pair is as hard as a pair can be, and the click still says which query was
+    chosen.
 
     Args:
         chosen: rewards of the chosen queries, any shape.
@@ -157,10 +170,11 @@ def preference_sets(
 ) -> PreferenceSets:
     """Give each clicked query of the training days its rejected queries, with rewards and weights.
 
-    The rejected queries take the levels of ``mix`` in turn until there are ``negatives`` of them: ``show`` and
-    ``not_shown`` are drawn without replacement from the candidates of the same request, ``random`` from all queries. A
-    request that has too few of a level gets random queries in their place. A rejected query is never one that was clicked
-    in the same request and never stands twice in a row; a random one is no candidate of the request.
+    The rejected queries take the levels of ``mix`` in turn until there are ``negatives`` of them: ``show``
+    and ``not_shown`` are drawn without replacement from the candidates of the same request, ``random`` from
+    all queries. A request that has too few of a level gets random queries in their place. A rejected query is
+    never one that was clicked in the same request and never stands twice in a row; a random one is no
+    candidate of the request.
 
     Args:
         train: log of the training days.
@@ -175,7 +189,8 @@ def preference_sets(
         ValueError: the log holds no click, or there are too few queries to draw random ones from.
 
     Source:
-        The paper's nine pair types (authors' article); 4 rejected queries: authors' public code; the mix is ours.
+        The paper's nine pair types (authors' article); 4 rejected queries: authors' public code; the mix is
+        ours.
     """
     ctr = prefix_query_ctr(train, config)
     mean_ctr = float(ctr["clicked"].sum() / ctr["shown"].sum())
@@ -186,7 +201,9 @@ def preference_sets(
     texts = pl.concat([pl.Series("query", queries, dtype=pl.String), candidates["query"]]).unique().sort()
     texts = texts.drop_nulls()
     codes = pl.Enum(texts)
-    pool = np.unique(pl.Series(queries, dtype=codes).to_physical().to_numpy())  # (Q,) what a random query may be
+    pool = np.unique(
+        pl.Series(queries, dtype=codes).to_physical().to_numpy()
+    )  # (Q,) what a random query may be
     query = candidates["query"].cast(codes).to_physical().to_numpy().astype(np.int64)  # (C,)
     chosen = clicks["query"].cast(codes).to_physical().to_numpy().astype(np.int64)  # (N,)
 
@@ -199,14 +216,20 @@ def preference_sets(
     rows, negatives = rejected.shape
     asked = pl.DataFrame(
         {
-            "prefix": pl.concat([clicks["prefix"], clicks["prefix"].gather(np.repeat(np.arange(rows), negatives))]),
+            "prefix": pl.concat(
+                [clicks["prefix"], clicks["prefix"].gather(np.repeat(np.arange(rows), negatives))]
+            ),
             "query": texts.gather(np.concatenate([chosen, rejected.ravel()])),
         }
     )
     # A query never shown under the prefix is given the mean rate: what the shrinkage says of no impressions.
-    found = asked.join(ctr.select("prefix", "query", "ctr"), on=["prefix", "query"], how="left", maintain_order="left")
+    found = asked.join(
+        ctr.select("prefix", "query", "ctr"), on=["prefix", "query"], how="left", maintain_order="left"
+    )
     rates = found["ctr"].fill_null(mean_ctr).to_numpy()  # (N + N * negatives,)
-    chosen_reward = reward(np.array([LEVELS[name] for name in behaviour]), rates[:rows], mean_ctr, config)  # (N,)
+    chosen_reward = reward(
+        np.array([LEVELS[name] for name in behaviour]), rates[:rows], mean_ctr, config
+    )  # (N,)
     base = np.array([LEVELS[name] for name in REJECTED])[levels]
     rejected_reward = reward(base, rates[rows:].reshape(rows, negatives), mean_ctr, config)  # (N, negatives)
     weight = pair_weight(chosen_reward[:, None], rejected_reward, config)
@@ -227,7 +250,7 @@ def preference_sets(
 
 
 def _clicks_and_candidates(train: Log) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Clicks with the place of their request's candidates, and those candidates, one request after the other."""
+    """Clicks with the place of their request's candidates, and those candidates, request by request."""
     is_click = pl.col("behaviour").is_in(CLICKS)
     requests = train.requests.sort("time", "request_id").with_row_index("place")
     level = pl.col("behaviour").replace_strict(
@@ -253,7 +276,10 @@ def _clicks_and_candidates(train: Log) -> tuple[pl.DataFrame, pl.DataFrame]:
         candidates.filter(is_click)
         .join(spans, on="place", how="left", maintain_order="left")
         .join(
-            requests.select("place", "prefix", "profile", "history"), on="place", how="left", maintain_order="left"
+            requests.select("place", "prefix", "profile", "history"),
+            on="place",
+            how="left",
+            maintain_order="left",
         )
         .sort("place", "position", "query")
     )
@@ -261,7 +287,12 @@ def _clicks_and_candidates(train: Log) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def _logged_negatives(
-    first: np.ndarray, length: np.ndarray, query: np.ndarray, level: np.ndarray, config: RewardConfig, rng: np.random.Generator
+    first: np.ndarray,
+    length: np.ndarray,
+    query: np.ndarray,
+    level: np.ndarray,
+    config: RewardConfig,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fill the slots that the request's own candidates can fill; the others stay -1 and become random.
 
@@ -303,7 +334,7 @@ def _random_negatives(
     rng: np.random.Generator,
     rounds: int = 200,
 ) -> None:
-    """Fill the empty slots in place with queries of the pool that are no candidate of the request, each once a row."""
+    """Fill the empty slots in place with queries that are no candidate of the request, each once a row."""
     width = int(max(pool.max(initial=0), query.max(initial=0))) + 1
     row = np.repeat(np.arange(len(first)), length)
     candidate = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length) + np.repeat(first, length)
@@ -321,6 +352,6 @@ def _random_negatives(
             todo = todo[clash]
         if len(todo):
             raise ValueError(
-                f"a pool of {len(pool)} queries is too small to draw random rejected queries from: {len(todo)} request(s) "
-                f"found none that was not already a candidate; pass more queries or lower negatives"
+                f"a pool of {len(pool)} queries is too small to draw random ones from: {len(todo)} "
+                "request(s) found none that was not a candidate already; pass more queries or lower negatives"
             )

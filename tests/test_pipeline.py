@@ -33,8 +33,8 @@ def test_unknown_profile_and_variant_are_named():
         sizes("tiny")
     with pytest.raises(ValueError, match="unknown variant 'onesugg'"):
         variant("onesugg")
-    with pytest.raises(ValueError, match="after is 'dpo'"):
-        Variant("x", "x", after="dpo")
+    with pytest.raises(ValueError, match="system is 'oracle'"):
+        Variant("x", "x", system="oracle")
 
 
 def test_training_never_sees_a_later_day(road):
@@ -50,7 +50,7 @@ def test_training_never_sees_a_later_day(road):
 def test_every_parameter_of_every_generator_moved(road, name):
     row = VARIANTS[name]
     model, tokenizer = load_generator(road.trained(row).folder / "generator")
-    if row.after == "nothing":
+    if not row.preferred:
         start = build_generator(road.sizes.generator, tokenizer, road.seed)
     else:
         start, _ = load_generator(road.supervised(row.pre).folder / "generator")

@@ -19,8 +19,8 @@ def _has_fields(obj: object) -> bool:
     return inspect.isclass(obj) and (dataclasses.is_dataclass(obj) or hasattr(obj, "_field_defaults"))
 
 
-def field_lines(cls: type) -> list[tuple[str, str, str]]:
-    """Name, default (as written) and comment of each field, in the order of the source."""
+def field_lines(cls: type) -> list[tuple[str, str, str, str]]:
+    """Name, annotation, default (both as written) and comment of each field, in the order of the source."""
     try:
         source = textwrap.dedent(inspect.getsource(cls))
     except (OSError, TypeError):
@@ -41,12 +41,14 @@ def field_lines(cls: type) -> list[tuple[str, str, str]]:
         default = (
             "" if node.value is None else " ".join((ast.get_source_segment(source, node.value) or "").split())
         )
-        beside = [line for line in range(node.lineno, node.end_lineno + 1) if line in comments and line not in alone]
+        beside = [
+            line for line in range(node.lineno, node.end_lineno + 1) if line in comments and line not in alone
+        ]
         comment = " ".join(comments[line] for line in beside)
         line = node.end_lineno + 1
         while comment and line in alone:  # a comment that runs over into the next line
             comment, line = f"{comment} {comments[line]}", line + 1
-        fields.append((node.target.id, default, comment))
+        fields.append((node.target.id, ast.unparse(node.annotation), default, comment))
     return fields
 
 
@@ -61,15 +63,20 @@ def add_fields(app, what, name, obj, options, lines) -> None:
         lines[:] = []
     told = set(re.findall(r":(?:ivar|param) (?:[^:]*\s)?\\?(\w+):", "\n".join(lines)))
     rows = [row for row in field_lines(obj) if row[0] not in told]
-    if not rows or not any(default or comment for _, default, comment in rows):
+    if not rows:
         return
     lines += ["", ".. container:: fields", ""]
-    for field, default, comment in rows:
+    for field, annotation, default, comment in rows:
         if len(default) > 60:
             default = "…"
-        value = f" = ``{default}``" if default else ""
+        value = f" = ``{default}``" if default else f": ``{annotation}``"
         lines.append(f"   - **{_plain(field)}**{value}" + (f" · {_plain(comment)}" if comment else ""))
     lines.append("")
+
+
+def keep_colon(app, what, name, obj, options, lines) -> None:
+    if what == "data" and lines:  # napoleon would read the words before a colon as the constant's type
+        lines[0] = lines[0].replace(": ", " – ", 1)
 
 
 def shorten_signature(app, what, name, obj, options, signature, return_annotation):
@@ -85,6 +92,7 @@ def skip_tuple_fields(app, what, name, obj, skip, options):
 
 
 def setup(app):
+    app.connect("autodoc-process-docstring", keep_colon, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", add_fields, priority=800)  # after napoleon
     app.connect("autodoc-process-signature", shorten_signature)
     app.connect("autodoc-skip-member", skip_tuple_fields)

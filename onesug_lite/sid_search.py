@@ -1,0 +1,394 @@
+"""Related queries of a prefix: search by semantic id, fine to coarse.
+
+A prefix is short and ambiguous. PRE enriches it with the queries whose semantic ids agree with its own: first
+those that share the full id, then those that share the id shortened by one level, and so on. The vector of a
+prefix is the mean of its own embedding and the embeddings of the queries clicked under it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+from scipy import sparse
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from onesug_lite.rqvae import RQVAE
+
+STEPS = 1_000_000  # cosines are compared in millionths: float noise must not order equals
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Search of related queries.
+
+    Source:
+        Paper, section PRE; K, the number of related queries, is not given.
+    """
+
+    related: int = 6  # ours: queries that enrich a prefix
+    cooccurring: int = 32  # ours: clicked queries that are pooled into a prefix, the most clicked ones
+    damping: bool = (
+        True  # ours: weigh a query by log2(1 + clicks); False: by clicks, a plain mean over clicks
+    )
+
+    def __post_init__(self) -> None:
+        if self.related < 1 or self.cooccurring < 0:
+            raise ValueError(
+                f"SearchConfig.related is {self.related} and cooccurring is {self.cooccurring}; expected 1 "
+                "or more and 0 or more."
+            )
+
+
+def search(
+    sids: np.ndarray, vectors: np.ndarray, query_sids: np.ndarray, query_vectors: np.ndarray, k: int
+) -> np.ndarray:
+    """The k rows that share the longest start of a semantic id; among equals the highest cosine.
+
+    Args:
+        sids: ``int`` (M, L) semantic ids to search in, coarse to fine.
+        vectors: ``float32`` (M, D) their unit vectors.
+        query_sids: ``int`` (N, L).
+        query_vectors: ``float32`` (N, D), unit vectors.
+        k: rows wanted, at most M.
+
+    Returns:
+        ``int64`` (N, k), best first: by the number of shared levels, then by cosine, then by row number.
+
+    Raises:
+        ValueError: k is more than M.
+
+    Source:
+        Paper, section PRE, clustering-based search (figure of the authors' public repository).
+    """
+    _check_k(k, len(sids))
+    found = np.empty((len(query_sids), k), dtype=np.int64)
+    members = _groups(sids[:, 0])
+    far = []  # queries whose first code has fewer than k members: any row may be an answer
+    for code, rows in _groups(query_sids[:, 0]).items():
+        group = members.get(code)
+        if group is None or len(group) < k:
+            far.append(rows)
+            continue
+        for some in _chunks(rows, len(group)):
+            near = (query_vectors[some], query_sids[some])
+            found[some] = group[_top(*near, vectors[group], sids[group], k)]
+    if far:
+        for some in _chunks(np.concatenate(far), len(sids)):
+            found[some] = _top(query_vectors[some], query_sids[some], vectors, sids, k)
+    return found
+
+
+def nearest(vectors: np.ndarray, query_vectors: np.ndarray, k: int) -> np.ndarray:
+    """The k rows of highest cosine, for comparison: what the search gives up for its ids.
+
+    Args:
+        vectors: ``float32`` (M, D) unit vectors to search in.
+        query_vectors: ``float32`` (N, D) unit vectors.
+        k: rows wanted, at most M.
+
+    Returns:
+        ``int64`` (N, k), best first; equals by row number.
+
+    Raises:
+        ValueError: k is more than M.
+    """
+    _check_k(k, len(vectors))
+    found = np.empty((len(query_vectors), k), dtype=np.int64)
+    for some in _chunks(np.arange(len(query_vectors)), len(vectors)):
+        found[some] = _top(query_vectors[some], None, vectors, None, k)
+    return found
+
+
+class PrefixSearch:
+    r"""Related queries of any prefix.
+
+    The vector of prefix *p*, clicked under which were queries *q* with counts :math:`c_q`, is
+
+    .. math::
+
+        v_p \propto e_p + \sum_q w_q\, e_q, \qquad w_q = \frac{\log_2(1 + c_q)}{\sum_{q'} \log_2(1 + c_{q'})}
+
+    so the prefix weighs as much as all of its queries together, and a query clicked by many does not drown
+    the rest. A prefix without clicks is its own embedding.
+
+    For a training row, the row's own click is taken out of the counts before they are weighed. Otherwise a
+    generator would learn from prompts that hold the answer, and would miss it when it serves.
+
+    Args:
+        encoder: from :func:`onesug_lite.align.load_encoder`.
+        rqvae: trained on embeddings of this encoder.
+        clicks: ``prefix, query, clicks`` of the training days, each pair once.
+        queries: distinct queries to choose from.
+        config: sizes.
+
+    Raises:
+        ValueError: no query to choose from, a query given twice, or a pair of ``clicks`` given twice.
+
+    Source:
+        Paper, section PRE: mean pooling with co-occurring queries (figure of the authors' public repository);
+        the weights and the leaving-out are ours.
+    """
+
+    def __init__(
+        self,
+        encoder: SentenceTransformer,
+        rqvae: RQVAE,
+        clicks: pl.DataFrame,
+        queries: Sequence[str],
+        config: SearchConfig,
+    ) -> None:
+        from onesug_lite.align import embed
+
+        clicks = clicks.select("prefix", "query", pl.col("clicks").cast(pl.Int64))
+        if not len(queries) or len(set(queries)) < len(queries):
+            raise ValueError(
+                f"{len(queries)} queries, {len(set(queries))} of them distinct; expected one or more, "
+                "each once."
+            )
+        if clicks.select("prefix", "query").is_duplicated().any():
+            raise ValueError("clicks names a (prefix, query) pair twice; sum its clicks into one row.")
+        # The queries stand first, in their order: row i of the embeddings is query i.
+        others = pl.concat([clicks["prefix"], clicks["query"]]).unique().sort()
+        others = others.filter(~others.is_in(pl.Series(queries, dtype=pl.String).implode()))
+        texts = list(queries) + others.to_list()
+        embeddings = embed(encoder, texts)
+        sids = rqvae.encode(embeddings[: len(queries)]).numpy()
+        self._start(config, texts, embeddings, sids, clicks, rqvae)
+        self.encoder = encoder
+
+    def _start(self, config, texts, embeddings, sids, clicks, rqvae) -> None:
+        self.config, self.texts, self.embeddings, self.sids = config, texts, embeddings, sids
+        self.clicks, self.rqvae = clicks, rqvae
+        self.queries = texts[: len(sids)]
+        self._row = {text: row for row, text in enumerate(texts)}
+
+    @cached_property
+    def encoder(self) -> SentenceTransformer:
+        """The text encoder; after :meth:`load` it is read only when a new text comes."""
+        from onesug_lite.align import load_encoder
+
+        return load_encoder(self._encoder_folder)
+
+    @cached_property
+    def _top_clicks(self) -> pl.DataFrame:
+        """The most clicked queries of a prefix; one more than are pooled, since a row may leave one out."""
+        return (
+            self.clicks.sort("prefix", "clicks", "query", descending=[False, True, False])
+            .group_by("prefix", maintain_order=True)
+            .head(self.config.cooccurring + 1)
+            .with_columns(row=pl.col("query").replace_strict(self._row, return_dtype=pl.Int64))
+        )
+
+    def vectors(self, prefixes: Sequence[str], clicked: Sequence[str | None] | None = None) -> np.ndarray:
+        """Pooled vectors of prefixes.
+
+        Args:
+            prefixes: N texts, seen or not.
+            clicked: for training rows, the query clicked in each row (``None``: no click to leave out). One
+                click is taken from its count under the prefix, so a click that nobody else made is not seen.
+
+        Returns:
+            ``float32`` (N, D) unit vectors.
+
+        Raises:
+            ValueError: ``clicked`` has another length.
+        """
+        cases, case = _cases(prefixes, clicked)
+        return self._pool(cases)[case]
+
+    def _pool(self, cases: pl.DataFrame) -> np.ndarray:
+        """Pooled vectors of distinct cases ``case, prefix, clicked``."""
+        own = self._embed(cases["prefix"].to_list())  # (C, D)
+        weight = (pl.col("clicks") + 1).log(2) if self.config.damping else pl.col("clicks").cast(pl.Float64)
+        left = (
+            cases.lazy()
+            .join(self._top_clicks.lazy(), on="prefix")
+            .with_columns(clicks=pl.col("clicks") - (pl.col("query") == pl.col("clicked")).fill_null(False))
+            .filter(pl.col("clicks") > 0)
+            .sort("case", "clicks", "query", descending=[False, True, False])
+            .filter(pl.int_range(pl.len()).over("case") < self.config.cooccurring)
+            .with_columns(weight=weight)
+            .collect()
+        )
+        rows, columns = left["case"].to_numpy(), left["row"].to_numpy()
+        total = np.bincount(rows, weights=left["weight"].to_numpy(), minlength=len(cases))
+        share = left["weight"].to_numpy() / total[rows]
+        pooling = sparse.csr_matrix((share, (rows, columns)), shape=(len(cases), len(self.texts)))
+        pooled = own + pooling @ self.embeddings  # (C, D)
+        return (pooled / np.linalg.norm(pooled, axis=1, keepdims=True)).astype(np.float32)
+
+    def _embed(self, texts: list[str]) -> np.ndarray:
+        """Embeddings of distinct or repeated texts; only new ones go through the encoder."""
+        rows = np.array([self._row.get(text, -1) for text in texts], dtype=np.int64)
+        vectors = self.embeddings[rows]
+        new = np.flatnonzero(rows < 0)
+        if len(new):
+            from onesug_lite.align import embed
+
+            vectors[new] = embed(self.encoder, [texts[row] for row in new])
+        return vectors
+
+    def related(
+        self, prefixes: Sequence[str], clicked: Sequence[str | None] | None = None
+    ) -> list[list[str]]:
+        """Related queries of prefixes, best first.
+
+        Args:
+            prefixes: N texts, seen or not.
+            clicked: as for :meth:`vectors`.
+
+        Returns:
+            N lists of ``related`` queries (fewer only when fewer exist).
+        """
+        if not len(prefixes):
+            return []
+        cases, case = _cases(prefixes, clicked)
+        vectors = self._pool(cases)  # (C, D)
+        k = min(self.config.related, len(self.queries))
+        sids = self.rqvae.encode(vectors).numpy()
+        rows = search(self.sids, self.embeddings[: len(self.queries)], sids, vectors, k)  # (C, k)
+        return np.asarray(self.queries, dtype=object)[rows[case]].tolist()
+
+    def save(self, folder: str | Path) -> None:
+        """Write everything that :meth:`load` needs, encoder and RQ-VAE included.
+
+        Args:
+            folder: replaced when it exists.
+        """
+        from safetensors.numpy import save_file
+
+        from onesug_lite.align import save_encoder
+        from onesug_lite.rqvae import save_rqvae
+
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
+            new = Path(beside) / "search"
+            new.mkdir()
+            save_file(
+                {"embeddings": self.embeddings, "sids": np.ascontiguousarray(self.sids)},
+                new / "vectors.safetensors",
+            )
+            pl.DataFrame({"text": self.texts}).write_parquet(new / "texts.parquet")
+            self.clicks.write_parquet(new / "clicks.parquet")
+            (new / "config.json").write_text(
+                json.dumps(asdict(self.config), indent=1) + "\n", encoding="utf-8"
+            )
+            save_rqvae(self.rqvae, new / "rqvae")
+            if "encoder" in self.__dict__:
+                save_encoder(self.encoder, new / "encoder")
+            else:  # loaded from a folder and never needed: copy it unread
+                shutil.copytree(self._encoder_folder, new / "encoder")
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(new, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> PrefixSearch:
+        """Open what :meth:`save` wrote; the encoder is read when the first unseen prefix comes.
+
+        Args:
+            folder: as given to :meth:`save`.
+
+        Returns:
+            A search that answers as the saved one did.
+
+        Raises:
+            FileNotFoundError: the folder is missing or incomplete.
+        """
+        from safetensors.numpy import load_file
+
+        from onesug_lite.rqvae import load_rqvae
+
+        folder = Path(folder)
+        for name in (
+            "config.json",
+            "vectors.safetensors",
+            "texts.parquet",
+            "clicks.parquet",
+            "rqvae",
+            "encoder",
+        ):
+            if not (folder / name).exists():
+                raise FileNotFoundError(
+                    f"{folder} holds no {name}; build the search again and save it there."
+                )
+        held = load_file(folder / "vectors.safetensors")
+        found = cls.__new__(cls)
+        found._start(
+            SearchConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8"))),
+            pl.read_parquet(folder / "texts.parquet")["text"].to_list(),
+            held["embeddings"],
+            held["sids"],
+            pl.read_parquet(folder / "clicks.parquet"),
+            load_rqvae(folder / "rqvae"),
+        )
+        found._encoder_folder = folder / "encoder"
+        return found
+
+
+def _cases(prefixes: Sequence[str], clicked: Sequence[str | None] | None) -> tuple[pl.DataFrame, np.ndarray]:
+    """Distinct (prefix, clicked) as ``case, prefix, clicked``, and the case of each row (N,)."""
+    if clicked is not None and len(clicked) != len(prefixes):
+        raise ValueError(f"{len(clicked)} clicked queries for {len(prefixes)} prefixes; expected as many.")
+    asked = pl.DataFrame(
+        {"prefix": list(prefixes), "clicked": [None] * len(prefixes) if clicked is None else list(clicked)},
+        schema={"prefix": pl.String, "clicked": pl.String},
+    )
+    cases = asked.unique(maintain_order=True).with_row_index("case")
+    case = asked.join(cases, on=["prefix", "clicked"], nulls_equal=True, maintain_order="left")["case"]
+    return cases, case.to_numpy()
+
+
+def _check_k(k: int, rows: int) -> None:
+    if not 1 <= k <= rows:
+        raise ValueError(f"k is {k} and there are {rows} rows to search in; expected k from 1 to {rows}.")
+
+
+def _groups(codes: np.ndarray) -> dict[int, np.ndarray]:
+    """Row numbers of each code, ascending."""
+    order = np.argsort(codes, kind="stable")
+    values, starts = np.unique(codes[order], return_index=True)
+    return dict(zip(values.tolist(), np.split(order, starts[1:]), strict=True))
+
+
+def _chunks(rows: np.ndarray, width: int, cells: int = 8_000_000) -> list[np.ndarray]:
+    """Pieces of ``rows`` whose table of ``width`` columns stays small in memory."""
+    size = max(1, cells // max(width, 1))
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _top(
+    query_vectors: np.ndarray,
+    query_sids: np.ndarray | None,
+    vectors: np.ndarray,
+    sids: np.ndarray | None,
+    k: int,
+) -> np.ndarray:
+    """The best k of the rows for each query (n, k), by shared levels, cosine and row number."""
+    key = np.rint(query_vectors @ vectors.T * STEPS).astype(np.int64)  # (n, m)
+    if sids is not None:
+        same = np.ones(key.shape, dtype=bool)
+        for level in range(sids.shape[1]):
+            same &= query_sids[:, level, None] == sids[None, :, level]
+            key += same * np.int64(4 * STEPS)  # more than two cosines can differ
+    # The row number makes every key different, so that picking the top k needs no second look at ties.
+    key = key * len(vectors) + np.arange(len(vectors) - 1, -1, -1)
+    if k < key.shape[1]:
+        some = np.argpartition(key, -k, axis=1)[:, -k:]
+    else:
+        some = np.broadcast_to(np.arange(key.shape[1]), key.shape)
+    order = np.argsort(-np.take_along_axis(key, some, axis=1), axis=1)
+    return np.take_along_axis(some, order, axis=1)

@@ -1,0 +1,204 @@
+"""Prompts: what a shopper typed comes back unchanged and never turns into a control token."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onesug_lite.prompt import (
+    CONTROL_TOKENS,
+    PromptConfig,
+    PromptError,
+    build_prompts,
+    clean,
+    decode_queries,
+    encode_queries,
+    train_tokenizer,
+)
+
+CONFIG = PromptConfig(vocab_size=400)
+TEXTS = [
+    "red running shoes",
+    "running shoes men",
+    "apple phone case",
+    "red apple",
+    "苹果手机壳",
+    "苹果手机",
+] * 5
+ANY_TEXT = st.text(
+    st.characters(), max_size=40
+)  # includes lone surrogates, controls and unassigned code points
+CONTROL_TEXT = st.lists(
+    st.sampled_from([*CONTROL_TOKENS, "<mask>", " ", "a", "<", ">", "s"]), max_size=8
+).map("".join)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(TEXTS, CONFIG)
+
+
+def segments(tokenizer, prompt):
+    """The prompt's text, segment by segment and item by item."""
+    assert prompt[0] == tokenizer.cls_token_id
+    item = tokenizer.convert_tokens_to_ids("<item>")
+    parts = [[[]]]
+    for token in prompt[1:]:
+        if token == tokenizer.sep_token_id:
+            parts.append([[]])
+        elif token == item:
+            parts[-1].append([])
+        else:
+            parts[-1][-1].append(token)
+    return [decode_queries(tokenizer, part) for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("  Red\t SHOES \n", "red shoes"),
+        ("ＦＵＬＬ　ｗｉｄｔｈ", "full width"),
+        ("a\u200bb\ufeff\x00c", "abc"),
+        ("e\u0301te\u0301", "\u00e9t\u00e9"),
+        ("Straße", "straße"),
+        ("👨\u200d👩\u200d👧", "👨👩👧"),
+        ("苹果 手机", "苹果 手机"),
+        ("\ud800x", "x"),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_clean_examples(text, expected):
+    assert clean(text) == expected
+
+
+@settings(deadline=None, max_examples=400)
+@given(ANY_TEXT)
+def test_clean_never_raises_and_settles(text):
+    once = clean(text)
+    assert clean(once) == once
+    assert once == once.strip() and "  " not in once
+    once.encode()  # no lone surrogates are left
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.one_of(ANY_TEXT, CONTROL_TEXT, st.text("<>/spaditemunk", max_size=20)))
+def test_any_query_comes_back(tokenizer, text):
+    config = PromptConfig(query_tokens=400)
+    if not clean(text):
+        with pytest.raises(PromptError, match="row 0"):
+            encode_queries(tokenizer, [text], config)
+        return
+    (ids,) = encode_queries(tokenizer, [text], config)
+    assert decode_queries(tokenizer, [ids]) == [clean(text)]
+    assert ids[-1] == tokenizer.eos_token_id
+    assert not set(ids[:-1]) & set(tokenizer.all_special_ids)
+
+
+@settings(deadline=None, max_examples=300)
+@given(CONTROL_TEXT, st.lists(CONTROL_TEXT, max_size=3), st.lists(CONTROL_TEXT, max_size=3))
+def test_control_tokens_cannot_be_typed(tokenizer, prefix, related, history):
+    config = PromptConfig(prefix_tokens=200, item_tokens=200, profile_tokens=200)
+    if not clean(prefix):
+        return
+    (prompt,) = build_prompts(tokenizer, [prefix], [related], [history], [history], config)
+    found = segments(tokenizer, prompt)
+    kept = [clean(text) for text in history if clean(text)]
+    assert found[0] == [clean(prefix[: config.max_prefix_chars])]
+    assert found[1] == ([clean(text) for text in related if clean(text)] or [""])
+    assert found[2] == (kept[::-1] or [""])
+    assert found[3] == (kept or [""])
+    assert len(found) == 4
+
+
+def test_segments_keep_their_places(tokenizer):
+    prompts = build_prompts(
+        tokenizer, ["red", "ap", "苹"], [["red apple"], None, []], [["old", "new"], None, []], None, CONFIG
+    )
+    assert [segments(tokenizer, prompt) for prompt in prompts] == [
+        [["red"], ["red apple"], ["new", "old"], [""]],
+        [["ap"], [""], [""], [""]],
+        [["苹"], [""], [""], [""]],
+    ]
+    assert build_prompts(tokenizer, ["ap"], None, None, None, CONFIG) == prompts[1:2]
+
+
+def test_only_the_latest_searches_and_the_best_related_are_read(tokenizer):
+    config = PromptConfig(related=2, history=2)
+    (prompt,) = build_prompts(tokenizer, ["red"], [list("abc")], [list("xyz")], None, config)
+    assert segments(tokenizer, prompt)[1:3] == [["a", "b"], ["z", "y"]]
+    (prompt,) = build_prompts(tokenizer, ["red"], [list("abc")], [list("xyz")], None, PromptConfig(history=0))
+    assert segments(tokenizer, prompt)[2] == [""]
+
+
+@pytest.mark.parametrize("prefix", ["x" * 10_000, "😀" * 10_000, "苹果" * 5_000, " a" * 5_000])
+def test_long_text_is_cut(tokenizer, prefix):
+    (prompt,) = build_prompts(tokenizer, [prefix], [[prefix] * 9], [[prefix] * 9], [[prefix] * 9], CONFIG)
+    assert len(prompt) <= CONFIG.prompt_tokens
+    assert prompt.count(tokenizer.sep_token_id) == 3
+    (target,) = encode_queries(tokenizer, [prefix], CONFIG)
+    assert len(target) == CONFIG.query_tokens and target[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("prefix", ["", "   ", "\u200b\u200d", "\x00\x1b", None, "\ud800"])
+def test_blank_prefix_names_the_row(tokenizer, prefix):
+    with pytest.raises(PromptError, match="prefix of row 1 is"):
+        build_prompts(tokenizer, ["ok", prefix], None, None, None, CONFIG)
+
+
+def test_columns_of_different_length(tokenizer):
+    with pytest.raises(PromptError, match="histories has 1 rows and prefixes has 2"):
+        build_prompts(tokenizer, ["a", "b"], None, [["x"]], None, CONFIG)
+
+
+def test_vocabulary_too_small():
+    with pytest.raises(PromptError, match="vocab_size is 100"):
+        train_tokenizer(TEXTS, PromptConfig(vocab_size=100))
+
+
+def test_words_are_one_token_wherever_they_stand(tokenizer):
+    first, second = encode_queries(tokenizer, ["shoes", "red shoes"], CONFIG)
+    assert first == second[1:] and len(first) == 2
+
+
+def test_saved_tokenizer_is_the_same(tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    texts = ["<sep> apple", "苹果 😀", "</s>", "<item>"]
+    assert encode_queries(loaded, texts, CONFIG) == encode_queries(tokenizer, texts, CONFIG)
+    arguments = (["<pad>x"], [["a", "<item>"]], [["b"]], None, CONFIG)
+    assert build_prompts(loaded, *arguments) == build_prompts(tokenizer, *arguments)
+
+
+def test_foreign_tokenizer_without_our_tokens():
+    """A tokeniser with only an end of sequence, whose plain vocabulary holds that token as well."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["</s>", "<unk>", "red", "shoes", ";", "apple", "<", "/", "s", ">"]
+    backend = Tokenizer(
+        models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>")
+    )
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    foreign = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+    prompts = build_prompts(foreign, ["red </s>"], [["shoes", "apple"]], None, None, CONFIG)
+    assert prompts == [[2, 0, 3, 4, 5, 0, 0]]
+    assert encode_queries(foreign, ["red </s> shoes"], CONFIG) == [[2, 3, 0]]
+
+
+def test_vocabulary_does_not_depend_on_the_hash_seed(tokenizer):
+    program = (
+        "import json; from tests.test_prompt import *; "
+        "print(json.dumps(sorted(train_tokenizer(TEXTS, CONFIG).get_vocab().items())))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": os.pathsep.join([".", *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True
+    )
+    assert json.loads(done.stdout) == [list(pair) for pair in sorted(tokenizer.get_vocab().items())]
