@@ -75,9 +75,7 @@ def times(search: Callable[[], Beams], repeats: int) -> tuple[Beams, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="folder written by save_generator")
     parser.add_argument("--prompts", type=Path, help="JSON list of prompts for that model")
     parser.add_argument("--requests", type=int, default=60, help="single requests to time")
@@ -100,14 +98,10 @@ def main() -> int:
         mask = torch.ones_like(ids)
         mine, milliseconds = times(lambda ids=ids, mask=mask: searcher.search(ids, mask), 3)
         ours.append(milliseconds)
-        reference, milliseconds = times(
-            lambda ids=ids, mask=mask: reference_search(model, ids, mask, DECODE), 3
-        )
+        reference, milliseconds = times(lambda ids=ids, mask=mask: reference_search(model, ids, mask, DECODE), 3)
         theirs.append(milliseconds)
         largest = max(largest, float((mine.scores - reference.scores).abs().max()))
-        differing += mine.tokens.shape != reference.tokens.shape or not bool(
-            (mine.tokens == reference.tokens).all()
-        )
+        differing += mine.tokens.shape != reference.tokens.shape or not bool((mine.tokens == reference.tokens).all())
     start = time.perf_counter()
     suggest_queries(searcher, tokenizer, prompts, DECODE)
     per_second = len(prompts) / (time.perf_counter() - start)

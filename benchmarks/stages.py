@@ -33,8 +33,14 @@ def main() -> None:
         data_synth.write_market(config, Path(folder) / "market")
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    market = {"sessions": config.sessions, "seconds": round(seconds, 1), "per_second": round(config.sessions / seconds)}
-    print(f"\nmarket: {config.sessions:,} sessions in {seconds:.1f} s, {market['per_second']:,} a second, peak {peak:.0f} MB")
+    market = {
+        "sessions": config.sessions,
+        "seconds": round(seconds, 1),
+        "per_second": round(config.sessions / seconds),
+    }
+    print(
+        f"\nmarket: {config.sessions:,} sessions in {seconds:.1f} s, {market['per_second']:,} a second, {peak:.0f} MB"
+    )
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps({"stages": rows, "market": market | {"peak_megabytes": round(peak)}}, indent=1))
 

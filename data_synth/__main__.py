@@ -32,9 +32,7 @@ def main(
         if profile not in PROFILES:
             raise MarketError(f"--profile is {profile!r}; expected one of {', '.join(PROFILES)}")
         given = {"sessions": sessions, "shoppers": shoppers, "queries": queries, "days": days, "seed": seed}
-        config = replace(
-            PROFILES[profile], **{name: value for name, value in given.items() if value is not None}
-        )
+        config = replace(PROFILES[profile], **{name: value for name, value in given.items() if value is not None})
         check_target(out, force)
         start = time.perf_counter()
         write_market(config, out, force=force)

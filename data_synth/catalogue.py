@@ -199,9 +199,7 @@ def build_catalogue(config: MarketConfig, rng: np.random.Generator) -> Catalogue
 def _combinations(vocabulary: Vocabulary) -> tuple[np.ndarray, ...]:
     """Every type with every brand, attribute and modifier of its department and shelf, none included."""
     parts = []
-    for type_, (shelf, department) in enumerate(
-        zip(vocabulary.type_shelf, vocabulary.type_department, strict=True)
-    ):
+    for type_, (shelf, department) in enumerate(zip(vocabulary.type_shelf, vocabulary.type_department, strict=True)):
         brands = np.append(0, np.flatnonzero(vocabulary.brand_department == department))
         attributes = np.append(0, np.flatnonzero(vocabulary.attribute_shelf == shelf))
         modifiers = np.append(0, np.flatnonzero(vocabulary.modifier_department == department))

@@ -36,9 +36,7 @@ class MarketConfig:
     history_length: int = 8  # earlier searched queries kept with a request; ours
     zipf: float = 1.0  # exponent of the popularity of types, brands, attributes and modifiers; ours
     query_noise: float = 0.5  # log-scale spread of a query's popularity around its factors; ours
-    department_concentration: float = (
-        4.0  # sum of the Dirichlet weights of department taste, low = narrow; ours
-    )
+    department_concentration: float = 4.0  # sum of the Dirichlet weights of department taste, low = narrow; ours
     brand_boost: float = 10.0  # how much likelier a query of the favourite brand is; ours
     attribute_boost: float = 6.0  # the same for the favourite attribute of a shelf; ours
     audience_boost: float = 5.0  # the same for a modifier that names the shopper's audience; ours
@@ -79,9 +77,7 @@ class MarketConfig:
             if kind is float and type(value) is int:
                 object.__setattr__(self, field.name, float(value))  # 1 and 1.0 are the same market
             elif type(value) is not kind:
-                raise MarketError(
-                    f"{field.name} is {value!r} ({type(value).__name__}); expected {kind.__name__}"
-                )
+                raise MarketError(f"{field.name} is {value!r} ({type(value).__name__}); expected {kind.__name__}")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high:  # also catches nan
@@ -93,8 +89,7 @@ class MarketConfig:
             )
         if self.exploration > self.shown:
             raise MarketError(
-                f"exploration is {self.exploration}; expected at most shown = {self.shown}, the places"
-                " there are"
+                f"exploration is {self.exploration}; expected at most shown = {self.shown}, the places there are"
             )
         if self.recalled < self.shown + self.not_shown + self.exploration:
             raise MarketError(

@@ -158,9 +158,7 @@ def expose(
     return Exposure(page, not_shown)
 
 
-def _affinity(
-    catalogue: Catalogue, candidates: np.ndarray, history: np.ndarray, profile: np.ndarray
-) -> np.ndarray:
+def _affinity(catalogue: Catalogue, candidates: np.ndarray, history: np.ndarray, profile: np.ndarray) -> np.ndarray:
     """Log-scale bonus of every candidate from visible history and profile.
 
     Returns:

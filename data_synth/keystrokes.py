@@ -116,9 +116,7 @@ def misspellings(word: str, rng: np.random.Generator) -> list[str]:
     return wrong
 
 
-def type_prefixes(
-    typing: Typing, intents: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def type_prefixes(typing: Typing, intents: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Type each intent: choose a form, then a length.
 
     Args:

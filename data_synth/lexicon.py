@@ -38,8 +38,7 @@ LEXICON: tuple[Department, ...] = (
         "phones",
         "apple*, blackberry*, novatel, zentra, lumio, orbix, kestrel, pixon",
         "veloxa",
-        "for kids@kids, for seniors@seniors, cheap@budget, on sale@budget, top rated@premium, for travel, "
-        "with box",
+        "for kids@kids, for seniors@seniors, cheap@budget, on sale@budget, top rated@premium, for travel, with box",
         180.0,
         (
             Shelf(
@@ -58,8 +57,7 @@ LEXICON: tuple[Department, ...] = (
         "computers",
         "orange*, piano*, dataro, hexacore, tribyte, nimbus, corelink, vantix",
         "quanta one",
-        "for men@men, for kids@kids, cheap@budget, second hand@budget, high end@premium, for gaming, for "
-        "office",
+        "for men@men, for kids@kids, cheap@budget, second hand@budget, high end@premium, for gaming, for office",
         240.0,
         (
             Shelf(
@@ -96,8 +94,7 @@ LEXICON: tuple[Department, ...] = (
         "shoes",
         "kiwi*, saddle*, stridewell, norvik, aerolite, panthera, cobble, trailhawk",
         "swiftfoot",
-        "for women@women, for men@men, for boys@kids, for seniors@seniors, discount@budget, "
-        "luxury@premium, wide fit",
+        "for women@women, for men@men, for boys@kids, for seniors@seniors, discount@budget, luxury@premium, wide fit",
         70.0,
         (
             Shelf(
@@ -137,8 +134,7 @@ LEXICON: tuple[Department, ...] = (
         "kitchen",
         "pear*, whistle*, cuisora, hearthly, ironpot, brightware, fornello, mistral",
         "panora",
-        "for kids@kids, for seniors@seniors, cheap@budget, professional@premium, set of 4, for camping, "
-        "with lid",
+        "for kids@kids, for seniors@seniors, cheap@budget, professional@premium, set of 4, for camping, with lid",
         48.0,
         (
             Shelf(
@@ -236,8 +232,7 @@ LEXICON: tuple[Department, ...] = (
         "garden",
         "olive*, canvas*, greenhollow, terrano, blossomly, rakewell, sunpatch, mossy",
         "verdanta",
-        "for kids@kids, for seniors@seniors, cheap@budget, professional@premium, for balcony, for patio, "
-        "with cover",
+        "for kids@kids, for seniors@seniors, cheap@budget, professional@premium, for balcony, for patio, with cover",
         58.0,
         (
             Shelf(
@@ -256,8 +251,7 @@ LEXICON: tuple[Department, ...] = (
         "sports",
         "kite*, hammock*, summitgear, velora, ridgeback, bluewave, apexo, ironcrest",
         "peakform",
-        "for women@women, for men@men, for kids@kids, for seniors@seniors, cheap@budget, pro@premium, for "
-        "beginners",
+        "for women@women, for men@men, for kids@kids, for seniors@seniors, cheap@budget, pro@premium, for beginners",
         64.0,
         (
             Shelf(
@@ -297,8 +291,7 @@ LEXICON: tuple[Department, ...] = (
         "crafts",
         "puzzle*, spade*, artisano, colorello, stitchery, maestro, inkwell, palettia",
         "crealoom",
-        "for kids@kids, for seniors@seniors, cheap@budget, professional@premium, for beginners, as a gift, "
-        "for school",
+        "for kids@kids, for seniors@seniors, cheap@budget, professional@premium, for beginners, as a gift, for school",
         32.0,
         (
             Shelf(

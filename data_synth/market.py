@@ -107,9 +107,7 @@ def draw_searches(world: World) -> Searches:
     who = np.concatenate([np.repeat(np.arange(config.shoppers), past), shopper])
     when = np.concatenate([np.full(config.shoppers * past, -1), day])
     order = np.argsort(who, kind="stable")
-    intents = draw_intents(
-        config, world.catalogue, world.shoppers, world.trends, who[order], when[order], rng
-    )
+    intents = draw_intents(config, world.catalogue, world.shoppers, world.trends, who[order], when[order], rng)
     place = np.empty(order.size, dtype=np.int64)
     place[order] = np.arange(order.size)
     slot = place[config.shoppers * past :]
@@ -201,9 +199,7 @@ def write_market(config: MarketConfig, out: Path, force: bool = False) -> Path:
         searches = draw_searches(world)
         read = _write_log(world, searches, fresh / "log")
         _write_truth(world, searches, read, fresh / "truth")
-        (fresh / "config.json").write_text(
-            json.dumps({_MARK: "data_synth", "config": asdict(config)}, indent=2) + "\n"
-        )
+        (fresh / "config.json").write_text(json.dumps({_MARK: "data_synth", "config": asdict(config)}, indent=2) + "\n")
         if out.exists():
             check_target(out, force)  # it may have appeared in the meantime
             os.rename(out, work / "before")
@@ -277,9 +273,7 @@ def _write_log(world: World, searches: Searches, folder: Path) -> np.ndarray:
     profiles = pa.array(world.shoppers.profile_texts(world.catalogue), pa.list_(pa.string()))
     read = np.zeros(searches.shopper.size, dtype=np.int8)
     width = config.shown + config.not_shown
-    position = np.r_[np.arange(1, config.shown + 1), np.zeros(config.not_shown, dtype=np.int64)].astype(
-        np.int8
-    )
+    position = np.r_[np.arange(1, config.shown + 1), np.zeros(config.not_shown, dtype=np.int64)].astype(np.int8)
     with (
         pq.ParquetWriter(folder / "requests.parquet", _REQUESTS, compression="zstd") as requests,
         pq.ParquetWriter(folder / "candidates.parquet", _CANDIDATES, compression="zstd") as candidates,

@@ -27,9 +27,7 @@ class Responses(NamedTuple):
     read: np.ndarray  # (N,) number of suggestions read
 
 
-def click_probability(
-    config: MarketConfig, catalogue: Catalogue, intents: np.ndarray, shown: np.ndarray
-) -> np.ndarray:
+def click_probability(config: MarketConfig, catalogue: Catalogue, intents: np.ndarray, shown: np.ndarray) -> np.ndarray:
     """Probability of clicking a suggestion, given that it is read.
 
     Args:
@@ -43,8 +41,7 @@ def click_probability(
     """
     same = [part[shown] == part[intents][:, None] for part in (catalogue.type, catalogue.department)]
     near = [
-        part[shown] == part[intents][:, None]
-        for part in (catalogue.brand, catalogue.attribute, catalogue.modifier)
+        part[shown] == part[intents][:, None] for part in (catalogue.brand, catalogue.attribute, catalogue.modifier)
     ]
     closeness = 0.01 + 0.05 * near[0] + 0.03 * near[1] + 0.02 * near[2]
     lure = np.where(same[0], closeness, np.where(same[1], 0.003, 0.0008))

@@ -36,9 +36,7 @@ class Shoppers(NamedTuple):
     tier: np.ndarray  # (U,) index into PRICE_TIERS
     activity: np.ndarray  # (U,) share of all sessions
     cold: np.ndarray  # (U,) bool: starts without history
-    profile_codes: (
-        np.ndarray
-    )  # (U, 5) audience, tier, department, brand, place as the profile has them; -1 = missing
+    profile_codes: np.ndarray  # (U, 5) audience, tier, department, brand, place as the profile has them; -1 = missing
 
     def profile_texts(self, catalogue: Catalogue) -> list[list[str] | None]:
         """The profile of every shopper as plain-text attributes; None where there is none."""
@@ -71,9 +69,7 @@ def draw_shoppers(config: MarketConfig, catalogue: Catalogue, rng: np.random.Gen
     """
     vocabulary, count = catalogue.vocabulary, config.shoppers
     departments = len(vocabulary.departments)
-    size = np.bincount(
-        catalogue.department[: catalogue.known], catalogue.popularity[: catalogue.known], departments
-    )
+    size = np.bincount(catalogue.department[: catalogue.known], catalogue.popularity[: catalogue.known], departments)
     taste = rng.gamma(config.department_concentration * size / size.sum(), size=(count, departments)) + 1e-9
     taste /= taste.sum(axis=1, keepdims=True)
     audience = rng.integers(len(AUDIENCES), size=count)
@@ -84,9 +80,7 @@ def draw_shoppers(config: MarketConfig, catalogue: Catalogue, rng: np.random.Gen
         # A premium shopper's favourite is more often a premium brand.
         weight = np.where(vocabulary.brand_tier[choices][None, :] == tier[:, None], 3.0, 1.0)
         cumulative = np.cumsum(weight / weight.sum(axis=1, keepdims=True), axis=1)
-        brand[:, department] = choices[
-            np.minimum((rng.random((count, 1)) > cumulative).sum(axis=1), choices.size - 1)
-        ]
+        brand[:, department] = choices[np.minimum((rng.random((count, 1)) > cumulative).sum(axis=1), choices.size - 1)]
     attribute = np.empty((count, vocabulary.shelves.size), dtype=np.int32)
     for shelf in range(vocabulary.shelves.size):
         attribute[:, shelf] = rng.choice(np.flatnonzero(vocabulary.attribute_shelf == shelf), size=count)
@@ -207,9 +201,7 @@ def draw_intents(
         if here.size == 0:
             continue
         cumulative = np.zeros((rows.size, known + 1))
-        np.cumsum(
-            taste_weights(config, catalogue, shoppers, rows, slice(0, known)), axis=1, out=cumulative[:, 1:]
-        )
+        np.cumsum(taste_weights(config, catalogue, shoppers, rows, slice(0, known)), axis=1, out=cumulative[:, 1:])
         own = shopper[here] - first
         mass = cumulative[:, edges[1:]] - cumulative[:, edges[:-1]]  # (U, T)
         by_type = np.cumsum(mass[own] * factors[day[here]], axis=1)  # (n, T)

@@ -36,9 +36,7 @@ class AlignConfig:
         Paper, section PRE: BGE, fine-tuned contrastively; sizes of training are not given.
     """
 
-    checkpoint: str | None = (
-        None  # paper: BGE [authors' article]; None: a small BERT from random weights, ours
-    )
+    checkpoint: str | None = None  # paper: BGE [authors' article]; None: a small BERT from random weights, ours
     vocab_size: int = 2000  # ours: byte-level BPE; no text is out of vocabulary
     dim: int = 96  # ours: width, and the length of an embedding (BGE-base: 768)
     layers: int = 2  # ours (BGE-base: 12)
@@ -59,9 +57,7 @@ class AlignConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"AlignConfig.{name} is {getattr(self, name)}; expected 1 or more.")
         if self.batch_size < 2:
-            raise ValueError(
-                f"AlignConfig.batch_size is {self.batch_size}; expected 2 or more, one has no negative."
-            )
+            raise ValueError(f"AlignConfig.batch_size is {self.batch_size}; expected 2 or more, one has no negative.")
         if self.dim % self.heads:
             raise ValueError(f"AlignConfig.dim is {self.dim}; expected a multiple of heads, {self.heads}.")
 
@@ -109,9 +105,7 @@ def train_encoder(pairs: Pairs, config: AlignConfig, seed: int, out: Path) -> Al
 
     texts, rows, weights = _training_pairs(pairs, config)
     if len(rows) < 2:
-        raise ValueError(
-            f"{len(rows)} pair(s) of different texts to align; expected 2 or more. Give a longer log."
-        )
+        raise ValueError(f"{len(rows)} pair(s) of different texts to align; expected 2 or more. Give a longer log.")
     batches = draw_batches(rows, weights, config, np.random.default_rng(seed))
 
     # The trainer seeds torch's global generator; what the caller had is put back afterwards.
@@ -269,11 +263,7 @@ def _training_pairs(pairs: Pairs, config: AlignConfig) -> tuple[list[str], np.nd
     """Distinct texts, pairs of their numbers (P, 2), and the weight of each pair (P,)."""
     first = pairs.prefix_query.select(a="prefix", b="query", weight=pl.col("clicks") ** config.click_power)
     # A pair that several methods found counts several times; scores do not compare between methods.
-    second = (
-        pairs.query_query.group_by(a="query_a", b="query_b")
-        .agg(weight=pl.len().cast(pl.Float64))
-        .sort("a", "b")
-    )
+    second = pairs.query_query.group_by(a="query_a", b="query_b").agg(weight=pl.len().cast(pl.Float64)).sort("a", "b")
     parts = []
     shares = (1 - config.query_pairs, config.query_pairs) if len(second) else (1.0, 0.0)
     for part, share in zip((first, second), shares, strict=True):
@@ -286,10 +276,7 @@ def _training_pairs(pairs: Pairs, config: AlignConfig) -> tuple[list[str], np.nd
     texts = pl.concat([joined["a"], joined["b"]]).unique().sort()
     number = pl.DataFrame({"text": texts, "number": np.arange(len(texts))})
     rows = np.stack(
-        [
-            joined.join(number, left_on=side, right_on="text", maintain_order="left")["number"]
-            for side in ("a", "b")
-        ],
+        [joined.join(number, left_on=side, right_on="text", maintain_order="left")["number"] for side in ("a", "b")],
         axis=1,
     )
     return texts.to_list(), rows, joined["weight"].to_numpy()
@@ -298,9 +285,7 @@ def _training_pairs(pairs: Pairs, config: AlignConfig) -> tuple[list[str], np.nd
 class _Batches:
     """The drawn batches as tensors; texts are tokenised once, not once a step."""
 
-    def __init__(
-        self, encoder: SentenceTransformer, texts: list[str], rows: np.ndarray, batches: list[list[int]]
-    ):
+    def __init__(self, encoder: SentenceTransformer, texts: list[str], rows: np.ndarray, batches: list[list[int]]):
         self.ids, self.pad = _tokenise(encoder, texts)
         self.rows, self.batches = rows, batches
 
@@ -379,10 +364,7 @@ def _small_bert(texts: list[str], config: AlignConfig, folder: Path) -> Sentence
         model_max_length=config.max_length,
         split_special_tokens=True,
         model_input_names=["input_ids", "attention_mask"],
-        **{
-            f"{name}_token": token
-            for name, token in zip(("pad", "unk", "cls", "sep", "mask"), SPECIALS, strict=True)
-        },
+        **{f"{name}_token": token for name, token in zip(("pad", "unk", "cls", "sep", "mask"), SPECIALS, strict=True)},
     ).save_pretrained(folder)
     bert = BertConfig(
         vocab_size=tokens.get_vocab_size(),

@@ -43,9 +43,7 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.results <= self.beams:
-            raise ValueError(
-                f"results is {self.results} and beams {self.beams}; expected 1 <= results <= beams"
-            )
+            raise ValueError(f"results is {self.results} and beams {self.beams}; expected 1 <= results <= beams")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
 
@@ -104,13 +102,10 @@ class BeamSearcher:
                 "use reference_search, which takes any encoder-decoder"
             )
         if shape.vocab_size <= config.beams:
-            raise ValueError(
-                f"{config.beams} beams need more than that many tokens; the model has {shape.vocab_size}"
-            )
+            raise ValueError(f"{config.beams} beams need more than that many tokens; the model has {shape.vocab_size}")
         if config.max_new_tokens > shape.max_position_embeddings:
             raise ValueError(
-                f"max_new_tokens is {config.max_new_tokens} and the model has "
-                f"{shape.max_position_embeddings} positions"
+                f"max_new_tokens is {config.max_new_tokens} and the model has {shape.max_position_embeddings} positions"
             )
         self.config = config
         self.width, self.heads = shape.d_model, shape.decoder_attention_heads
@@ -137,12 +132,8 @@ class BeamSearcher:
         ]
         # Keys and values of cross-attention, all layers in one product: (2LD, D).
         cross = [layer.encoder_attn for layer in decoder.layers]
-        self.w_cross = torch.cat(
-            [side.weight for block in cross for side in (block.k_proj, block.v_proj)]
-        ).clone()
-        self.b_cross = torch.cat(
-            [side.bias for block in cross for side in (block.k_proj, block.v_proj)]
-        ).clone()
+        self.w_cross = torch.cat([side.weight for block in cross for side in (block.k_proj, block.v_proj)]).clone()
+        self.b_cross = torch.cat([side.bias for block in cross for side in (block.k_proj, block.v_proj)]).clone()
         scale = getattr(model.model.shared, "embed_scale", 1.0)
         self.encoder_tokens = model.model.encoder.embed_tokens.weight * scale  # (V, D)
         self.decoder_tokens = model.model.decoder.embed_tokens.weight * scale  # (V, D)
@@ -157,15 +148,11 @@ class BeamSearcher:
         vocabulary = model.lm_head.weight.shape[0]
         missing = -vocabulary % (_BLOCK * 16)  # blocks by sixteens: as many floats as a vector register holds
         self.w_logits = F.pad(model.lm_head.weight, (0, 0, 0, missing)).t().contiguous()  # (D, V)
-        self.b_logits = F.pad(
-            model.final_logits_bias[0].to(self.w_logits.dtype), (0, missing), value=_IMPOSSIBLE
-        )
+        self.b_logits = F.pad(model.final_logits_bias[0].to(self.w_logits.dtype), (0, missing), value=_IMPOSSIBLE)
         self.vocabulary = vocabulary + missing
 
     @torch.inference_mode()
-    def search(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, results: int | None = None
-    ) -> Beams:
+    def search(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, results: int | None = None) -> Beams:
         """Find the best queries of every request; see ``beam_search``.
 
         Args:
@@ -227,9 +214,7 @@ class BeamSearcher:
             # Of the 2K best continuations at most K end, so K are left to go on with.
             scores, chosen = (best + ended * _IMPOSSIBLE).topk(beams, dim=1)  # (A, K)
             parents, ids = parents.gather(1, chosen), ids.gather(1, chosen)
-            rows = (
-                torch.arange(len(active), device=device)[:, None] * running + parents
-            )  # where the past lies
+            rows = torch.arange(len(active), device=device)[:, None] * running + parents  # where the past lies
             # Scores only fall: a running query that does not beat the worst of R finished ones is lost, and
             # without a running query a request is done. generate goes on until K have finished, but of those
             # only R are returned, and a lost query ranks below all that matter. Scores are sorted, so the
@@ -265,9 +250,7 @@ class BeamSearcher:
         x = F.embedding(input_ids, self.encoder_tokens) + self.encoder_positions[:length]
         x = self._normed(x, self.encoder_norm)  # (B, S, D)
         for attention, feed_forward in self.encoder_layers:
-            projected = F.linear(x, attention.w_in, attention.b_in).view(
-                requests, length, 3, self.encoder_heads, -1
-            )
+            projected = F.linear(x, attention.w_in, attention.b_in).view(requests, length, 3, self.encoder_heads, -1)
             q, k, v = projected.permute(2, 0, 3, 1, 4)  # (B, H, S, D/H) each
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
             mixed = mixed.transpose(1, 2).reshape(requests, length, self.width)
@@ -406,9 +389,7 @@ def reference_search(
     after = ends.cumsum(dim=1) - ends.long() > 0
     tokens = tokens.masked_fill(after, shape.pad_token_id)
     requests = len(input_ids)
-    if (
-        config.beams == 1
-    ):  # generate has another road for a single beam, which reports no score for the sequence
+    if config.beams == 1:  # generate has another road for a single beam, which reports no score for the sequence
         steps = model.compute_transition_scores(found.sequences, found.scores, normalize_logits=True)
         scores = steps.masked_fill(after, 0.0).sum(dim=1)
     else:
@@ -450,9 +431,7 @@ def suggest_queries(
         model = BeamSearcher(model, config)
     if isinstance(model, BeamSearcher):
         if model.config != config:
-            raise ValueError(
-                f"the searcher was made with {model.config} and {config} was asked for; give it that one"
-            )
+            raise ValueError(f"the searcher was made with {model.config} and {config} was asked for; give it that one")
         search = partial(model.search, results=found_per_prompt)
         pad_id, eos_id, device = model.pad, model.eos, model.w_logits.device
     else:

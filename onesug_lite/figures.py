@@ -7,6 +7,7 @@ show. :func:`save` writes the picture and, beside it, the numbers it was drawn f
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -50,7 +52,7 @@ def use_style() -> None:
 
 
 def save(figure: Figure, data: pl.DataFrame, name: str, folder: str | Path) -> Figure:
-    """Write ``<name>.png`` and ``<name>.csv`` into ``folder`` under temporary names, then rename; returns the figure."""
+    """Write ``<name>.png`` and ``<name>.csv`` into ``folder`` under temporary names, then rename."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     flat = data.with_columns(pl.col(pl.List(pl.String)).list.join(" | ")) if len(data.columns) else data
@@ -79,7 +81,7 @@ def click_by_position(data: pl.DataFrame) -> Figure:
     _percent(axes.yaxis)
     axes.grid(axis="x", visible=False)
     ratio = share[0] / max(share[-1], 1e-9)
-    axes.set_title(f"The first place is clicked {ratio:.0f} times as often as the last")
+    _title(axes, f"The first place is clicked {ratio:.0f} times as often as the last")
     return figure
 
 
@@ -98,7 +100,7 @@ def behaviour_funnel(data: pl.DataFrame) -> Figure:
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     clicks = data.filter(pl.col("behaviour").is_in(["order", "item_click", "query_click"]))["candidates"].sum()
-    axes.set_title(f"{clicks / data['candidates'].sum():.1%} of what was considered was clicked")
+    _title(axes, f"{clicks / data['candidates'].sum():.1%} of what was considered was clicked")
     return figure
 
 
@@ -117,8 +119,9 @@ def query_frequency(data: pl.DataFrame) -> Figure:
     axes.text(1, 1.12, "tail: under 10", color=GREY, fontsize=9)
     axes.set(xscale="log", yscale="log", xlabel="rank of the query", ylabel="clicks in training")
     tail = clicks < 10
-    axes.set_title(
-        f"{tail.mean():.0%} of the clicked queries are tail; they hold {clicks[tail].sum() / clicks.sum():.0%} of clicks"
+    _title(
+        axes,
+        f"{tail.mean():.0%} of the clicked queries are tail; and hold {clicks[tail].sum() / clicks.sum():.0%} of clicks",
     )
     return figure
 
@@ -138,7 +141,7 @@ def loss_curve(data: pl.DataFrame, what: str) -> Figure:
     axes.plot(data["step"], smooth, color=BLUE, linewidth=2)
     axes.set(xlabel="training step", ylabel=what)
     axes.set_ylim(bottom=0)
-    axes.set_title(f"The loss falls from {data['loss'][0]:.2f} to {smooth[-1]:.2f}")
+    _title(axes, f"The loss falls from {data['loss'][0]:.2f} to {smooth[-1]:.2f}")
     return figure
 
 
@@ -160,7 +163,7 @@ def recall_curves(data: pl.DataFrame, title: str) -> Figure:
     _percent(axes.yaxis)
     axes.set_ylim(bottom=0)
     axes.legend()
-    axes.set_title(title)
+    _title(axes, title)
     return figure
 
 
@@ -175,7 +178,7 @@ def codebook(data: pl.DataFrame) -> Figure:
     values = (
         ("codes in use", data["share_used"], BLUE),
         ("entropy / maximum", data["entropy_bits"] / data["max_entropy_bits"], GREEN),
-        ("queries sharing their SID", data["collisions"], ORANGE),
+        ("queries sharing a SID", data["collisions"], ORANGE),
     )
     for axes, (name, series, colour) in zip(panels, values, strict=True):
         bars = axes.bar(level, series, color=colour)
@@ -186,7 +189,7 @@ def codebook(data: pl.DataFrame) -> Figure:
         axes.grid(axis="x", visible=False)
     figure.supxlabel("level (for sharing: SID shortened to this level)", fontsize=10)
     last = data["collisions"][-1]
-    figure.suptitle(f"At full length {last:.1%} of the queries share their SID with another", x=0.01, ha="left", weight="bold", fontsize=12)
+    _heading(figure, f"At full length {last:.1%} of the queries share their SID with another")
     return figure
 
 
@@ -206,7 +209,7 @@ def reward_weights(data: pl.DataFrame) -> Figure:
     axes.set(xlabel="rejected", ylabel="chosen")
     axes.tick_params(axis="y", rotation=0)
     ratio = table.to_numpy().max() / table.to_numpy().min()
-    axes.set_title(f"The closest pair weighs {ratio:.1f} times as much as the widest")
+    _title(axes, f"The closest pair weighs {ratio:.1f} times as much as the widest")
     return figure
 
 
@@ -219,14 +222,21 @@ def hinge_gradient(data: pl.DataFrame) -> Figure:
     figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.8), sharex=True)
     for place, (name, rows) in enumerate(_groups(data, "hinge")):
         for axes, column in zip(panels, ("loss", "slope"), strict=True):
-            axes.plot(rows["margin"], rows[column], label=name, color=PALETTE[place], linestyle=["-", "--", "-.", ":"][place % 4], linewidth=2)
+            axes.plot(
+                rows["margin"],
+                rows[column],
+                label=name,
+                color=PALETTE[place],
+                linestyle=["-", "--", "-.", ":"][place % 4],
+                linewidth=2,
+            )
     for axes, name in zip(panels, ("loss", "slope of the loss"), strict=True):
         axes.axvspan(float(data["margin"].min()), 0, color=RED, alpha=0.07)
         axes.set(xlabel="implicit reward, chosen minus rejected", ylabel=name)
     panels[0].legend(title="hinge", fontsize=9)
     wrong = data.filter((pl.col("hinge").str.contains("as printed")) & (pl.col("margin") < 0))
     worst = float(wrong["slope"].abs().max()) if len(wrong) else float("nan")
-    figure.suptitle(f"As printed, a wrongly ranked pair (shaded) gets a slope of {worst:.2f}", x=0.01, ha="left", weight="bold", fontsize=12)
+    _heading(figure, f"As printed, a wrongly ranked pair (shaded) gets a slope of {worst:.2f}")
     return figure
 
 
@@ -240,13 +250,23 @@ def preference_curves(data: pl.DataFrame) -> Figure:
     smooth = data.with_columns(pl.col("margin", "chosen_log_ratio").rolling_mean(window, min_samples=1))
     figure, axes = plt.subplots(figsize=(7.2, 3.6))
     axes.plot(smooth["step"], smooth["margin"], color=BLUE, linewidth=2, label="margin, chosen minus rejected")
-    axes.plot(smooth["step"], smooth["chosen_log_ratio"], color=ORANGE, linestyle="--", linewidth=2, label="chosen, log-ratio to the seed model")
+    axes.plot(
+        smooth["step"],
+        smooth["chosen_log_ratio"],
+        color=ORANGE,
+        linestyle="--",
+        linewidth=2,
+        label="chosen, log-ratio to the seed model",
+    )
     axes.axhline(0, color=GREY, linewidth=1)
     axes.set(xlabel="training step", ylabel="nats")
     axes.legend(fontsize=9)
     drift = smooth["chosen_log_ratio"][-1]
     word = "less" if drift < 0 else "more"
-    axes.set_title(f"The margin ends at {smooth['margin'][-1]:+.2f}; chosen queries become {word} likely ({drift:+.2f})")
+    _title(
+        axes,
+        f"The margin ends at {smooth['margin'][-1]:+.2f}; chosen queries become {word} likely ({drift:+.2f})",
+    )
     return figure
 
 
@@ -269,7 +289,7 @@ def forest(data: pl.DataFrame, title: str) -> Figure:
         axes.set(xlabel=f"{metric} (%)", yticks=range(len(labels)))
         axes.set_yticks(range(len(labels)), labels)
     panels[0][0].invert_yaxis()
-    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=12)
+    _heading(figure, title)
     return figure
 
 
@@ -287,13 +307,32 @@ def bands(data: pl.DataFrame, title: str) -> Figure:
     for place, (label, rows) in enumerate(systems):
         middle = np.arange(len(names)) + (place - (len(systems) - 1) / 2) * width
         reach = np.abs(np.stack([rows["mean"] - rows["low"], rows["high"] - rows["mean"]]))
-        axes.bar(middle, rows["mean"], width, yerr=reach, label=label, color=PALETTE[place], error_kw={"capsize": 2, "linewidth": 1})
+        axes.bar(
+            middle,
+            rows["mean"],
+            width,
+            yerr=reach,
+            label=label,
+            color=PALETTE[place],
+            error_kw={"capsize": 2, "linewidth": 1},
+        )
     axes.set_xticks(range(len(names)), names)
     axes.set(xlabel="training clicks of the clicked query", ylabel="MRR@16 (%)")
     axes.grid(axis="x", visible=False)
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
-    axes.set_title(title)
+    _title(axes, title)
     return figure
+
+
+def _title(axes: Axes, text: str) -> None:
+    """A finding as the title, on as many lines as it needs."""
+    axes.set_title("\n".join(textwrap.wrap(text, int(axes.figure.get_figwidth() * 8.6))))
+
+
+def _heading(figure: Figure, text: str) -> None:
+    """The same for a figure of several panels."""
+    lines = "\n".join(textwrap.wrap(text, int(figure.get_figwidth() * 8.6)))
+    figure.suptitle(lines, x=0.01, ha="left", weight="bold", fontsize=12)
 
 
 def _groups(data: pl.DataFrame, column: str) -> list[tuple[str, pl.DataFrame]]:

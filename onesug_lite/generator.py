@@ -41,9 +41,7 @@ ATTENTION = "eager"
 class GeneratorConfig:
     """Shape of the encoder-decoder, or the checkpoint it comes from."""
 
-    checkpoint: str | None = (
-        None  # a Hugging Face encoder-decoder; paper: BART-base online; None: random weights
-    )
+    checkpoint: str | None = None  # a Hugging Face encoder-decoder; paper: BART-base online; None: random weights
     d_model: int = 128  # ours; BART-base: 768
     encoder_layers: int = 2  # ours; BART-base: 6
     decoder_layers: int = 2  # ours; BART-base: 6
@@ -115,9 +113,7 @@ def set_seed(seed: int, threads: int = 2) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
-def build_generator(
-    config: GeneratorConfig, tokenizer: PreTrainedTokenizerBase, seed: int
-) -> PreTrainedModel:
+def build_generator(config: GeneratorConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     """Make the model: a BART of the given shape with random weights, or a checkpoint.
 
     Args:
@@ -189,9 +185,7 @@ def pad(sequences: Sequence[Sequence[int]], value: int, multiple: int = 1) -> to
     return torch.from_numpy(rows)
 
 
-def collate(
-    prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], pad_id: int
-) -> dict[str, torch.Tensor]:
+def collate(prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
     """Make a batch as Hugging Face encoder-decoders take it.
 
     Args:
@@ -271,9 +265,7 @@ def train_supervised(
 
     def batch(step: int) -> dict[str, torch.Tensor]:
         rows = plan[step]
-        return collate(
-            [examples.prompts[row] for row in rows], [examples.targets[row] for row in rows], pad_id
-        )
+        return collate([examples.prompts[row] for row in rows], [examples.targets[row] for row in rows], pad_id)
 
     run = fingerprint(model, config, seed, examples.prompts, examples.targets)
     from transformers import Trainer
@@ -284,9 +276,7 @@ def train_supervised(
 def check_examples(model: PreTrainedModel, examples: Examples) -> None:
     """Refuse examples that cannot be trained on; see ``train_supervised`` for the errors."""
     if len(examples.prompts) != len(examples.targets):
-        raise ValueError(
-            f"{len(examples.prompts)} prompts and {len(examples.targets)} targets; expected as many"
-        )
+        raise ValueError(f"{len(examples.prompts)} prompts and {len(examples.targets)} targets; expected as many")
     if not len(examples.prompts):
         raise ValueError("no examples to train on; expected at least one clicked query in the training days")
     positions = getattr(model.config, "max_position_embeddings", None)
@@ -551,9 +541,7 @@ def _progress_bar() -> Any:
         bar = None
 
         def on_train_begin(self, args, state, control, **_):
-            self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc="train", unit="step", leave=False
-            )
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", leave=False)
 
         def on_step_end(self, args, state, control, **_):
             self.bar.update(1)

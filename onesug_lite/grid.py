@@ -1,7 +1,7 @@
 """Run notebooks: the book's chapters, the table's grid, and the refresh of what is committed.
 
-``python -m onesug_lite.grid chapters|table|refresh --help`` lists the options. A grid is a joblib loop over (variant, seed)
-that runs one parameterised notebook by papermill; each run leaves one JSON record.
+``python -m onesug_lite.grid chapters|table|refresh --help`` lists the options. A grid is a joblib loop over
+(variant, seed) that runs one parameterised notebook by papermill; each run leaves one JSON record.
 """
 
 from __future__ import annotations

@@ -149,9 +149,7 @@ def check_log(log: Log) -> None:
         blank = frame[column].str.contains(r"^\s*$")
         _refuse(table, frame, blank, f"holds a blank {column} {{{column}!r}}", "leave the row out")
 
-    _refuse_repeats(
-        requests, "requests", ("request_id",), "request_id {request_id}", "request ids are unique"
-    )
+    _refuse_repeats(requests, "requests", ("request_id",), "request_id {request_id}", "request ids are unique")
 
     # 4.8 million rows at full size: five distinct values are checked, not each row.
     unknown = set(candidates["behaviour"].unique()) - set(BEHAVIOURS)
@@ -289,9 +287,7 @@ def split_by_time(
         test=_part(log, days >= test_from),
     )
     if validation_from < test_from and split.validation.requests.is_empty():
-        raise LogError(
-            f"no request from {validation_from} to the day before {test_from}; choose days that have some."
-        )
+        raise LogError(f"no request from {validation_from} to the day before {test_from}; choose days that have some.")
     return split
 
 
@@ -342,9 +338,7 @@ def _check_columns(table: str, frame: pl.DataFrame, schema: dict[str, pl.DataTyp
             )
         if column not in NULLABLE and frame[column].null_count():
             where = frame[column].is_null()
-            _refuse(
-                table, frame, where, f"has a null {column}", f"give each row a {column} or leave the row out"
-            )
+            _refuse(table, frame, where, f"has a null {column}", f"give each row a {column} or leave the row out")
 
 
 def _refuse(table: str, frame: pl.DataFrame, where: pl.Series, found: str, remedy: str) -> None:

@@ -119,9 +119,7 @@ def reciprocal_rank(ranks: np.ndarray, k: int = CUTOFF) -> np.ndarray:
     return hit_rate(ranks, k) / np.maximum(ranks, 1)
 
 
-def bootstrap(
-    values: np.ndarray, rng: np.random.Generator, draws: int = 1000, level: float = 0.95
-) -> Interval:
+def bootstrap(values: np.ndarray, rng: np.random.Generator, draws: int = 1000, level: float = 0.95) -> Interval:
     """Percentile bootstrap interval of a mean over requests.
 
     Requests are drawn with replacement as if independent. Requests of one shopper are not quite, so the
@@ -176,18 +174,14 @@ def paired_bootstrap(
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if first.shape != second.shape:
-        raise ValueError(
-            f"{len(first)} and {len(second)} values; a paired comparison needs the same requests in both"
-        )
+        raise ValueError(f"{len(first)} and {len(second)} values; a paired comparison needs the same requests in both")
     difference = first - second
     interval = bootstrap(difference, rng, draws, level)
     if len(difference) < 2:
         return Comparison(*interval, p=np.nan)
     if not difference.any():
         return Comparison(*interval, p=1.0)
-    changed = difference[
-        difference != 0
-    ]  # zeros stay zero under any sign: the same test, several times faster
+    changed = difference[difference != 0]  # zeros stay zero under any sign: the same test, several times faster
     test = stats.permutation_test(
         (changed,), np.sum, permutation_type="samples", n_resamples=draws, batch=_batch(len(changed)), rng=rng
     )
@@ -280,9 +274,7 @@ def summary_table(
                 table.append((rows, name, int(cell.sum()), metric, *interval))
     schema = {"rows": pl.String, "band": pl.String, "requests": pl.Int64, "metric": pl.String}
     schema |= dict.fromkeys(Interval._fields, pl.Float64)
-    return pl.DataFrame(table, schema=schema, orient="row").with_columns(
-        pl.col(Interval._fields).fill_nan(None)
-    )
+    return pl.DataFrame(table, schema=schema, orient="row").with_columns(pl.col(Interval._fields).fill_nan(None))
 
 
 def _batch(size: int) -> int:

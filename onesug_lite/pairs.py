@@ -219,9 +219,7 @@ def _shared(held: sparse.csr_matrix, u: np.ndarray, v: np.ndarray, chunk: int = 
     return shared
 
 
-def _best(
-    first: np.ndarray, second: np.ndarray, score: np.ndarray, items: np.ndarray, neighbours: int
-) -> pl.DataFrame:
+def _best(first: np.ndarray, second: np.ndarray, score: np.ndarray, items: np.ndarray, neighbours: int) -> pl.DataFrame:
     """Keep the pairs that are among the best of one of their queries; ties go to the earlier text."""
     query = np.concatenate([first, second])
     partner = np.concatenate([second, first])

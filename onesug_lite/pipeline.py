@@ -1,16 +1,15 @@
 """The whole road from a log to evaluated suggesters, each stage built once and kept in the store.
 
->>> road = Pipeline("path/to/log", profile="smoke")   # doctest: +SKIP
->>> road.policy("onesug").suggest("appl")             # builds whatever is missing, with progress   # doctest: +SKIP
-
-Every stage is a property or a method, in the order in which the data flows; asking for a late one builds the earlier ones.
+A pipeline is opened on a log folder and asked for what is wanted; ``Pipeline(log).policy("onesug").suggest("appl")``
+builds whatever is missing on the way, with progress. Every stage is a property or a method, in the order in which the
+data flows.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -19,83 +18,20 @@ import numpy as np
 import polars as pl
 import torch
 
-from onesug_lite.align import AlignConfig
-from onesug_lite.decode import DecodeConfig
-from onesug_lite.generator import Examples, GeneratorConfig, TrainConfig
+from onesug_lite.generator import Examples
 from onesug_lite.log import BEHAVIOURS, Log, LogError, Split, clicked, read_log, split_by_time
 from onesug_lite.metrics import ranks, summary_table
-from onesug_lite.pairs import PairConfig, Pairs
+from onesug_lite.pairs import Pairs
 from onesug_lite.policy import OneSugPolicy
 from onesug_lite.popularity import PopularityCompletion
-from onesug_lite.preference import PreferenceConfig
-from onesug_lite.prompt import PromptConfig, clean
-from onesug_lite.reward import PreferenceSets, RewardConfig
-from onesug_lite.rqvae import RQVAEConfig
-from onesug_lite.sid_search import PrefixSearch, SearchConfig
+from onesug_lite.profiles import Sizes, sizes
+from onesug_lite.prompt import clean
+from onesug_lite.reward import PreferenceSets
+from onesug_lite.sid_search import PrefixSearch
 from onesug_lite.store import Store, hash_file
 from onesug_lite.variants import Variant, variant
 
 THREADS = 2  # fixed, not the machine's count: the order of float additions, and so the bytes, depend on it
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How large each stage is; profiles differ in these alone, never in code path."""
-
-    pairs: PairConfig = PairConfig()
-    align: AlignConfig = AlignConfig()
-    rqvae: RQVAEConfig = RQVAEConfig()
-    search: SearchConfig = SearchConfig()
-    prompt: PromptConfig = PromptConfig()
-    generator: GeneratorConfig = GeneratorConfig()
-    train: TrainConfig = TrainConfig()
-    reward: RewardConfig = RewardConfig()
-    preference: PreferenceConfig = PreferenceConfig()
-    decode: DecodeConfig = DecodeConfig()
-    evaluated: int = 3_000  # clicked test rows that each system answers
-    test_days: int = 2  # paper: 30 training days + 2 test days [third-party notes]
-    validation_days: int = 1  # ours: the last training day, for choosing recipes
-
-
-PROFILES: dict[str, Sizes] = {
-    "smoke": Sizes(
-        align=AlignConfig(dim=48, steps=150, batch_size=128),
-        rqvae=RQVAEConfig(codes=32, latent=16, hidden=64, steps=150, warmup_steps=50, batch_size=256),
-        generator=GeneratorConfig(d_model=64, ffn=128),
-        train=TrainConfig(steps=160, batch_size=128, warmup=20, learning_rate=3e-3, save_every=40),
-        preference=PreferenceConfig(steps=20, batch_size=32, warmup=4, save_every=10),
-        evaluated=200,
-    ),
-    "lite": Sizes(
-        align=AlignConfig(steps=800),
-        rqvae=RQVAEConfig(codes=128),
-        train=TrainConfig(steps=1200),
-        preference=PreferenceConfig(steps=300),
-    ),
-    "full": Sizes(
-        align=AlignConfig(dim=384, layers=6, heads=6, steps=20_000),
-        rqvae=RQVAEConfig(steps=10_000, batch_size=4096),
-        generator=GeneratorConfig(
-            d_model=768, encoder_layers=6, decoder_layers=6, heads=12, ffn=3072
-        ),  # BART-base's shape
-        train=TrainConfig(steps=30_000, learning_rate=3e-4, warmup=1000),
-        preference=PreferenceConfig(steps=3000, learning_rate=5e-5, warmup=300),
-        evaluated=20_000,
-    ),
-}
-
-
-def sizes(profile: str | Sizes) -> Sizes:
-    """Sizes of a named profile.
-
-    Raises:
-        ValueError: unknown name.
-    """
-    if isinstance(profile, Sizes):
-        return profile
-    if profile not in PROFILES:
-        raise ValueError(f"unknown profile '{profile}'; expected one of {', '.join(PROFILES)}")
-    return PROFILES[profile]
 
 
 class Trained(NamedTuple):
@@ -121,7 +57,14 @@ class Pipeline:
         announce: called with one line a stage; stderr by default.
     """
 
-    def __init__(self, log: str | Path, profile: str | Sizes = "lite", seed: int = 0, store="build/store", announce=_to_stderr):
+    def __init__(
+        self,
+        log: str | Path,
+        profile: str | Sizes = "lite",
+        seed: int = 0,
+        store="build/store",
+        announce=_to_stderr,
+    ):
         self.log_folder = Path(log)
         self.sizes = sizes(profile)
         self.profile = profile if isinstance(profile, str) else "custom"
@@ -198,7 +141,7 @@ class Pipeline:
 
     @cached_property
     def rqvae_folder(self) -> Path:
-        """Folder of the RQ-VAE, its loss curve and the embeddings it was trained on (``vectors.npy``, ``texts.parquet``)."""
+        """Folder of the RQ-VAE, its loss curve, its report and the texts with their SIDs."""
         from onesug_lite.align import embed, load_encoder
         from onesug_lite.rqvae import codebook_report, save_rqvae, train_rqvae
 
@@ -219,8 +162,9 @@ class Pipeline:
             result.history.write_parquet(out / "history.parquet")
             report = codebook_report(codes[: len(self.queries)], self.sizes.rqvae)
             report.write_parquet(out / "report.parquet")
-            texts.with_columns(sid=pl.Series(codes.tolist(), dtype=pl.List(pl.Int32))).write_parquet(out / "texts.parquet")
-            np.save(out / "vectors.npy", vectors)
+            texts.with_columns(sid=pl.Series(codes.tolist(), dtype=pl.List(pl.Int32))).write_parquet(
+                out / "texts.parquet"
+            )
 
         inputs = {"align": self.align_folder.name, "seed": str(self.seed)}
         return self.store.get("rqvae", self.sizes.rqvae, inputs, ["rqvae", "align"], build)
@@ -281,15 +225,11 @@ class Pipeline:
                 known, on=["prefix", "query"], how="left", maintain_order="left"
             )["related"]
             related = related.to_list()
-        histories, profiles = (
-            [items or [] for items in rows[name].to_list()] for name in ("history", "profile")
-        )
-        return build_prompts(
-            self.tokenizer, rows["prefix"].to_list(), related, histories, profiles, self.sizes.prompt
-        )
+        histories, profiles = ([items or [] for items in rows[name].to_list()] for name in ("history", "profile"))
+        return build_prompts(self.tokenizer, rows["prefix"].to_list(), related, histories, profiles, self.sizes.prompt)
 
     def _generator(self, stage: str, pre: bool, config, inputs: dict[str, str], modules: list[str], train) -> Trained:
-        """Run a training stage that yields a generator; ``train(work)`` returns an object with ``model`` and ``history``."""
+        """Run a stage that trains a generator; ``train(work)`` returns its ``model`` and ``history``."""
         from onesug_lite.generator import save_generator
 
         def build(out: Path, work: Path) -> None:
@@ -406,7 +346,11 @@ class Pipeline:
                 suggestions=pl.Series(lists, dtype=pl.List(pl.String)),
             ).write_parquet(out / "answers.parquet")
 
-        inputs = self._days() | {"days": days, "evaluated": str(self.sizes.evaluated), "prompt": repr(self.sizes.prompt)}
+        inputs = self._days() | {
+            "days": days,
+            "evaluated": str(self.sizes.evaluated),
+            "prompt": repr(self.sizes.prompt),
+        }
         inputs["system"] = "popularity" if row.system == "popularity" else self.trained(row).folder.name
         modules = ["popularity"] if row.system == "popularity" else ["policy"]
         folder = self.store.get(f"answers_{name}", self.sizes.decode, inputs, modules, build)

@@ -54,8 +54,8 @@ class OneSugPolicy:
         """Encoder input ids of each request.
 
         Args:
-            requests: frame with columns ``prefix`` (String), ``history`` and ``profile`` (List(String); null or a missing
-                column means that nothing is known of the shopper).
+            requests: frame with columns ``prefix`` (String), ``history`` and ``profile`` (List(String); null or a
+                missing column means that nothing is known of the shopper).
 
         Raises:
             PromptError: a prefix is empty or blank; the message names the row.
@@ -86,9 +86,7 @@ class OneSugPolicy:
         """Ranked query strings of each request, best first, at most ``decode.results`` of them."""
         return [[query for query, _ in row] for row in self.scored(requests)]
 
-    def suggest(
-        self, prefix: str, history: Sequence[str] = (), profile: Sequence[str] = ()
-    ) -> list[tuple[str, float]]:
+    def suggest(self, prefix: str, history: Sequence[str] = (), profile: Sequence[str] = ()) -> list[tuple[str, float]]:
         """One request; see :meth:`scored`."""
         frame = pl.DataFrame(
             {"prefix": [prefix], "history": [list(history)], "profile": [list(profile)]},

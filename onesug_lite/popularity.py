@@ -49,18 +49,14 @@ class PopularityCompletion:
             raise ValueError("the clicks frame has no rows; popularity needs at least one training click")
         queries = clicks.group_by("query").agg(pl.col("clicks").sum()).sort("query")
         self._queries = queries["query"].to_list()  # sorted by code point: UTF-8 bytes sort the same way
-        order = np.argsort(
-            -queries["clicks"].to_numpy().astype(np.float64), kind="stable"
-        )  # ties stay sorted by text
+        order = np.argsort(-queries["clicks"].to_numpy().astype(np.float64), kind="stable")  # ties stay sorted by text
         self._by_rank = order  # rank -> index of the query
         self._rank = np.empty(len(order), dtype=np.int64)  # index of the query -> rank, 0 the most clicked
         self._rank[order] = np.arange(len(order))
 
         pairs = clicks.group_by("prefix", "query").agg(pl.col("clicks").sum())
         pairs = pairs.sort("prefix", "clicks", "query", descending=[False, True, False])
-        first = (
-            pairs.with_row_index("row").group_by("prefix", maintain_order=True).agg(pl.first("row"), pl.len())
-        )
+        first = pairs.with_row_index("row").group_by("prefix", maintain_order=True).agg(pl.first("row"), pl.len())
         self._clicked = pairs["query"].to_list()
         self._slices = {
             prefix: (start, start + length)

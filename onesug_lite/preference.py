@@ -69,9 +69,7 @@ class PreferenceConfig:
     loss: str = "listwise"  # paper: list-wise; "pairwise": its ablation; "supervised": ours, the anchor alone
     hinge: str = "violated"  # paper: "printed", the same for list-wise; the other two are ours, see above
     beta: float = 0.5  # authors' public code
-    alpha: float = (
-        0.4  # authors' public code: weight of the supervised anchor, log-probability of the whole query
-    )
+    alpha: float = 0.4  # authors' public code: weight of the supervised anchor, log-probability of the whole query
     delta: float = 0.5  # authors' public code: margin of the hinge
     reward_weights: bool = True  # paper: weight 1 / (r_w - r_l); False: every pair weighs 1
     steps: int = 300  # ours
@@ -95,9 +93,7 @@ class PreferenceConfig:
         if not self.alpha >= 0:
             raise ValueError(f"alpha is {self.alpha}; expected 0 or more")
         if self.loss == "supervised" and self.alpha == 0:
-            raise ValueError(
-                "loss is 'supervised' and alpha is 0, so there is nothing to learn; give alpha above 0"
-            )
+            raise ValueError("loss is 'supervised' and alpha is 0, so there is nothing to learn; give alpha above 0")
 
 
 class PreferenceLoss(NamedTuple):
@@ -191,9 +187,7 @@ def _weighted(scored: Tensor, weight: Tensor, config: PreferenceConfig) -> Tenso
     return scored * weight if config.reward_weights else scored
 
 
-def candidate_log_probs(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
-) -> Tensor:
+def candidate_log_probs(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
     """Log-probabilities of several queries for each request, its prompt being encoded once.
 
     Args:
@@ -208,9 +202,7 @@ def candidate_log_probs(
     from transformers.modeling_outputs import BaseModelOutput
 
     candidates = len(labels) // len(input_ids)
-    states = model.get_encoder()(
-        input_ids=input_ids, attention_mask=attention_mask
-    ).last_hidden_state  # (B, S, D)
+    states = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, S, D)
     logits = model(
         encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(candidates, dim=0)),
         attention_mask=attention_mask.repeat_interleave(candidates, dim=0),
@@ -265,18 +257,12 @@ def train_preference(
     """
     rows = sets.rows
     if len(prompts) != len(rows):
-        raise ValueError(
-            f"{len(prompts)} prompts and {len(rows)} preference rows; expected one prompt for each row"
-        )
+        raise ValueError(f"{len(prompts)} prompts and {len(rows)} preference rows; expected one prompt for each row")
     if not len(rows):
-        raise ValueError(
-            "no preference rows to train on; expected at least one clicked query in the training days"
-        )
+        raise ValueError("no preference rows to train on; expected at least one clicked query in the training days")
     sizes = rows["rejected"].list.len().unique().sort().to_list()
     if len(sizes) > 1 or sizes[0] == 0:
-        raise ValueError(
-            f"rows have {sizes} rejected queries; expected the same number, 1 or more, in each row"
-        )
+        raise ValueError(f"rows have {sizes} rejected queries; expected the same number, 1 or more, in each row")
     negatives = sizes[0]
 
     plan = plan_batches(np.array([len(ids) for ids in prompts]), config, seed)  # (steps, batch_size)
@@ -318,9 +304,7 @@ def _reference(model: PreTrainedModel, lengths: Sequence[int], batch, batch_size
     parts = []
     with torch.inference_mode(), torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
         for start in tqdm(starts, desc="reference", unit="batch", leave=False):
-            tensors = {
-                name: value.to(device) for name, value in batch(order[start : start + batch_size]).items()
-            }
+            tensors = {name: value.to(device) for name, value in batch(order[start : start + batch_size]).items()}
             parts.append(candidate_log_probs(model, **tensors).cpu())
     reference = torch.empty(len(order), parts[0].shape[1])
     reference[torch.from_numpy(order)] = torch.cat(parts)
@@ -338,9 +322,7 @@ def _trainer_class() -> type[Trainer]:
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             if not hasattr(model, "get_encoder"):
-                raise ValueError(
-                    "preference training runs on one device; start it as a single process with one GPU"
-                )
+                raise ValueError("preference training runs on one device; start it as a single process with one GPU")
             config = self.preference
             model.eval()  # no dropout; gradients flow all the same
             reference, weight = inputs["reference"], inputs["weight"]

@@ -71,16 +71,10 @@ def clean(text: str | None) -> str:
     text = text or ""
     if text.isascii() and text.isprintable():
         return " ".join(text.lower().split())
-    for _ in range(
-        4
-    ):  # lowering can undo a composition and dropping can allow one; two rounds settle nearly all texts
+    for _ in range(4):  # lowering can undo a composition and dropping can allow one; two rounds settle nearly all texts
         before = text
-        spaced = "".join(
-            " " if char.isspace() else char for char in unicodedata.normalize("NFKC", text).lower()
-        )
-        kept = "".join(
-            char for char in spaced if char != "\ufffd" and unicodedata.category(char) not in _DROPPED
-        )
+        spaced = "".join(" " if char.isspace() else char for char in unicodedata.normalize("NFKC", text).lower())
+        kept = "".join(char for char in spaced if char != "\ufffd" and unicodedata.category(char) not in _DROPPED)
         text = " ".join(unicodedata.normalize("NFKC", kept).split())
         if text == before:
             break
@@ -176,9 +170,7 @@ def build_prompts(
     rows = len(prefixes)
     for name, column in (("related", related), ("histories", histories), ("profiles", profiles)):
         if column is not None and len(column) != rows:
-            raise PromptError(
-                f"{name} has {len(column)} rows and prefixes has {rows}; give one entry per prefix"
-            )
+            raise PromptError(f"{name} has {len(column)} rows and prefixes has {rows}; give one entry per prefix")
     typed = [clean(prefix[: config.max_prefix_chars] if prefix else "") for prefix in prefixes]
     for row, text in enumerate(typed):
         if not text:
@@ -201,16 +193,12 @@ def build_prompts(
         prompt = start + ids.of(typed[row])[: config.prefix_tokens]
         for items in (related_items[row], history_items[row]):
             prompt += separator + ids.joined(items, between, config.item_tokens)
-        prompt += (
-            separator + ids.joined(profile_items[row], between, config.item_tokens)[: config.profile_tokens]
-        )
+        prompt += separator + ids.joined(profile_items[row], between, config.item_tokens)[: config.profile_tokens]
         prompts.append(prompt)
     return prompts
 
 
-def encode_queries(
-    tokenizer: PreTrainedTokenizerBase, queries: Sequence[str], config: PromptConfig
-) -> list[list[int]]:
+def encode_queries(tokenizer: PreTrainedTokenizerBase, queries: Sequence[str], config: PromptConfig) -> list[list[int]]:
     """Turn queries into what the decoder has to write.
 
     Args:
@@ -228,8 +216,7 @@ def encode_queries(
     for row, text in enumerate(cleaned):
         if not text:
             raise PromptError(
-                f"query of row {row} is {_shorten(queries[row])}, which holds no visible character; "
-                "drop the row"
+                f"query of row {row} is {_shorten(queries[row])}, which holds no visible character; drop the row"
             )
     ids = _Encoded(tokenizer, cleaned)
     end = [tokenizer.eos_token_id]
@@ -277,9 +264,7 @@ def _control_ids(tokenizer: PreTrainedTokenizerBase) -> _ControlIds:
 class _Encoded:
     """Token ids of many texts, each distinct text tokenised once."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *items: Sequence[Sequence[str]]
-    ):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *items: Sequence[Sequence[str]]):
         # dict.fromkeys rather than set: the order, and with it every batch, is the same in every process.
         raw = dict.fromkeys(text for column in items for row in column for text in row)
         self._cleaned = {text: clean(text) for text in raw}

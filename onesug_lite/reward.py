@@ -51,13 +51,9 @@ class RewardConfig:
         if not self.prior >= 0:
             raise ValueError(f"prior is {self.prior}; expected 0 or more impressions")
         if not self.min_gap > 0:
-            raise ValueError(
-                f"min_gap is {self.min_gap}; expected a number above 0, or equal rewards weigh infinitely"
-            )
+            raise ValueError(f"min_gap is {self.min_gap}; expected a number above 0, or equal rewards weigh infinitely")
         if self.negatives < 1:
-            raise ValueError(
-                f"negatives is {self.negatives}; expected 1 or more rejected queries for a chosen one"
-            )
+            raise ValueError(f"negatives is {self.negatives}; expected 1 or more rejected queries for a chosen one")
         unknown = [level for level in self.mix if level not in REJECTED]
         if unknown or not self.mix:
             raise ValueError(f"mix is {self.mix}; expected one or more of {', '.join(REJECTED)}")
@@ -201,9 +197,7 @@ def preference_sets(
     texts = pl.concat([pl.Series("query", queries, dtype=pl.String), candidates["query"]]).unique().sort()
     texts = texts.drop_nulls()
     codes = pl.Enum(texts)
-    pool = np.unique(
-        pl.Series(queries, dtype=codes).to_physical().to_numpy()
-    )  # (Q,) what a random query may be
+    pool = np.unique(pl.Series(queries, dtype=codes).to_physical().to_numpy())  # (Q,) what a random query may be
     query = candidates["query"].cast(codes).to_physical().to_numpy().astype(np.int64)  # (C,)
     chosen = clicks["query"].cast(codes).to_physical().to_numpy().astype(np.int64)  # (N,)
 
@@ -216,20 +210,14 @@ def preference_sets(
     rows, negatives = rejected.shape
     asked = pl.DataFrame(
         {
-            "prefix": pl.concat(
-                [clicks["prefix"], clicks["prefix"].gather(np.repeat(np.arange(rows), negatives))]
-            ),
+            "prefix": pl.concat([clicks["prefix"], clicks["prefix"].gather(np.repeat(np.arange(rows), negatives))]),
             "query": texts.gather(np.concatenate([chosen, rejected.ravel()])),
         }
     )
     # A query never shown under the prefix is given the mean rate: what the shrinkage says of no impressions.
-    found = asked.join(
-        ctr.select("prefix", "query", "ctr"), on=["prefix", "query"], how="left", maintain_order="left"
-    )
+    found = asked.join(ctr.select("prefix", "query", "ctr"), on=["prefix", "query"], how="left", maintain_order="left")
     rates = found["ctr"].fill_null(mean_ctr).to_numpy()  # (N + N * negatives,)
-    chosen_reward = reward(
-        np.array([LEVELS[name] for name in behaviour]), rates[:rows], mean_ctr, config
-    )  # (N,)
+    chosen_reward = reward(np.array([LEVELS[name] for name in behaviour]), rates[:rows], mean_ctr, config)  # (N,)
     base = np.array([LEVELS[name] for name in REJECTED])[levels]
     rejected_reward = reward(base, rates[rows:].reshape(rows, negatives), mean_ctr, config)  # (N, negatives)
     weight = pair_weight(chosen_reward[:, None], rejected_reward, config)

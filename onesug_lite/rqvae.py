@@ -109,12 +109,8 @@ class RQVAE(nn.Module):
     def __init__(self, dim: int, config: RQVAEConfig) -> None:
         super().__init__()
         self.dim, self.config = dim, config
-        self.encoder = nn.Sequential(
-            nn.Linear(dim, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.latent)
-        )
-        self.decoder = nn.Sequential(
-            nn.Linear(config.latent, config.hidden), nn.ReLU(), nn.Linear(config.hidden, dim)
-        )
+        self.encoder = nn.Sequential(nn.Linear(dim, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.latent))
+        self.decoder = nn.Sequential(nn.Linear(config.latent, config.hidden), nn.ReLU(), nn.Linear(config.hidden, dim))
         self.codebooks = nn.Parameter(torch.randn(config.levels, config.codes, config.latent) * 0.01)
 
     def forward(self, x: Tensor) -> RQVAEOutput:
@@ -380,9 +376,7 @@ def load_rqvae(folder: str | Path) -> RQVAE:
 
     folder = Path(folder)
     if not (folder / "rqvae.json").is_file() or not (folder / "rqvae.safetensors").is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no RQ-VAE (rqvae.safetensors and rqvae.json); train one first."
-        )
+        raise FileNotFoundError(f"{folder} holds no RQ-VAE (rqvae.safetensors and rqvae.json); train one first.")
     held = json.loads((folder / "rqvae.json").read_text(encoding="utf-8"))
     model = RQVAE(held["dim"], RQVAEConfig(**held["config"]))
     model.load_state_dict(load_file(folder / "rqvae.safetensors"))

@@ -39,9 +39,7 @@ class SearchConfig:
 
     related: int = 6  # ours: queries that enrich a prefix
     cooccurring: int = 32  # ours: clicked queries that are pooled into a prefix, the most clicked ones
-    damping: bool = (
-        True  # ours: weigh a query by log2(1 + clicks); False: by clicks, a plain mean over clicks
-    )
+    damping: bool = True  # ours: weigh a query by log2(1 + clicks); False: by clicks, a plain mean over clicks
 
     def __post_init__(self) -> None:
         if self.related < 1 or self.cooccurring < 0:
@@ -154,8 +152,7 @@ class PrefixSearch:
         clicks = clicks.select("prefix", "query", pl.col("clicks").cast(pl.Int64))
         if not len(queries) or len(set(queries)) < len(queries):
             raise ValueError(
-                f"{len(queries)} queries, {len(set(queries))} of them distinct; expected one or more, "
-                "each once."
+                f"{len(queries)} queries, {len(set(queries))} of them distinct; expected one or more, each once."
             )
         if clicks.select("prefix", "query").is_duplicated().any():
             raise ValueError("clicks names a (prefix, query) pair twice; sum its clicks into one row.")
@@ -240,9 +237,7 @@ class PrefixSearch:
             vectors[new] = embed(self.encoder, [texts[row] for row in new])
         return vectors
 
-    def related(
-        self, prefixes: Sequence[str], clicked: Sequence[str | None] | None = None
-    ) -> list[list[str]]:
+    def related(self, prefixes: Sequence[str], clicked: Sequence[str | None] | None = None) -> list[list[str]]:
         """Related queries of prefixes, best first.
 
         Args:
@@ -283,9 +278,7 @@ class PrefixSearch:
             )
             pl.DataFrame({"text": self.texts}).write_parquet(new / "texts.parquet")
             self.clicks.write_parquet(new / "clicks.parquet")
-            (new / "config.json").write_text(
-                json.dumps(asdict(self.config), indent=1) + "\n", encoding="utf-8"
-            )
+            (new / "config.json").write_text(json.dumps(asdict(self.config), indent=1) + "\n", encoding="utf-8")
             save_rqvae(self.rqvae, new / "rqvae")
             if "encoder" in self.__dict__:
                 save_encoder(self.encoder, new / "encoder")
@@ -322,9 +315,7 @@ class PrefixSearch:
             "encoder",
         ):
             if not (folder / name).exists():
-                raise FileNotFoundError(
-                    f"{folder} holds no {name}; build the search again and save it there."
-                )
+                raise FileNotFoundError(f"{folder} holds no {name}; build the search again and save it there.")
         held = load_file(folder / "vectors.safetensors")
         found = cls.__new__(cls)
         found._start(

@@ -1,9 +1,9 @@
 """Artefact store: what a stage made is kept under a fingerprint and never half there.
 
-A fingerprint is the SHA-256 of four things: the stage's frozen config, the fingerprints of its inputs, the source of the
-modules it runs (with everything they import from this package) and the versions of the numeric libraries. Change one
-parameter and only the stages downstream of it are built again. An entry is a folder that was written under a temporary
-name and renamed; ``manifest.json`` in it holds a checksum of every file.
+A fingerprint is the SHA-256 of four things: the stage's frozen config, the fingerprints of its inputs, the source of
+the modules it runs (with everything they import from this package) and the versions of the numeric libraries. Change
+one parameter and only the stages downstream of it are built again. An entry is a folder that was written under a
+temporary name and renamed; ``manifest.json`` in it holds a checksum of every file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 PACKAGE = "onesug_lite"
-LIBRARIES = ("numpy", "torch", "transformers", "tokenizers", "sentence-transformers", "scikit-learn", "polars")
+LIBRARIES = (
+    "numpy",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "sentence-transformers",
+    "scikit-learn",
+    "polars",
+)
 
 
 class StoreError(ValueError):

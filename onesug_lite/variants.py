@@ -1,8 +1,8 @@
 """The rows of the results table, as data: adding a system to compare is adding a row here.
 
-Rows and names follow the paper's offline table and ablations. ``continued`` is a control that the paper does not report:
-the same seed model, trained on for as many steps over the same batches and at the same learning rate as RWR, with the
-supervised term of the loss alone.
+Rows and names follow the paper's offline table and ablations. ``continued`` is a control that the paper does not
+report: the same seed model, trained on for as many steps over the same batches and at the same learning rate as RWR,
+with the supervised term of the loss alone.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Variant:
         pre: related queries in the prompt (prefix-to-query representation enhancement).
         preferred: a preference stage follows supervised fine-tuning.
         preference: changed fields of that stage's config.
-        paper: the paper's row (click HR@16, click MRR@16, order HR@16, order MRR@16 in per cent) and its name there; empty
-            where the paper has no such row.
+        paper: the paper's row (click HR@16, click MRR@16, order HR@16, order MRR@16 in per cent) and its name there;
+            empty where the paper has no such row.
 
     Raises:
         ValueError: unknown system.

@@ -66,9 +66,7 @@ def test_the_same_seed_gives_the_same_bytes(trained, tmp_path):
     assert torch.equal(torch.get_rng_state(), state)
     assert again.history.equals(trained.history)
     files = sorted(path.relative_to(again.path) for path in again.path.rglob("*") if path.is_file())
-    assert files == sorted(
-        path.relative_to(trained.path) for path in trained.path.rglob("*") if path.is_file()
-    )
+    assert files == sorted(path.relative_to(trained.path) for path in trained.path.rglob("*") if path.is_file())
     for name in files:
         assert (again.path / name).read_bytes() == (trained.path / name).read_bytes(), name
     other = train_encoder(pairs_of_toys(), SMALL, seed=4, out=tmp_path / "encoder")  # replaces the first
@@ -96,9 +94,7 @@ def test_an_embedding_does_not_depend_on_its_neighbours(trained):
     assert np.array_equal(embed(encoder, texts[::-1])[::-1], together)
     assert embed(encoder, []).shape == (0, SMALL.dim)
     # sentence-transformers' own path agrees up to the shape-dependent last digits
-    assert np.allclose(
-        encoder.encode(QUERIES, normalize_embeddings=True), together[: len(QUERIES)], atol=1e-5
-    )
+    assert np.allclose(encoder.encode(QUERIES, normalize_embeddings=True), together[: len(QUERIES)], atol=1e-5)
 
 
 def test_a_typed_control_token_is_text(trained):

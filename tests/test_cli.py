@@ -24,7 +24,18 @@ def run(*arguments: str):
 
 def test_train_then_suggest(market, road, tmp_path):
     road.policy("sft")  # trained before, so that this only exports
-    trained = run("train", market / "log", "--out", tmp_path / "m", "--variant", "sft", "--size", "smoke", "--store", STORE)
+    trained = run(
+        "train",
+        market / "log",
+        "--out",
+        tmp_path / "m",
+        "--variant",
+        "sft",
+        "--size",
+        "smoke",
+        "--store",
+        STORE,
+    )
     assert trained.exit_code == 0, trained.output
     shown = run("suggest", "appl", "--history", "green tea, apple juice", "--model", tmp_path / "m")
     assert shown.exit_code == 0, shown.output
@@ -68,7 +79,15 @@ def test_ctrl_c_in_training_resumes(market, road, tmp_path):
     """SIGINT while the generator trains: exit 130, no entry half there, the next call goes on from the checkpoint."""
     road.split  # noqa: B018  the log is there
     store = tmp_path / "store"
-    command = [sys.executable, "-m", "onesug_lite.cli", "train", str(market / "log"), "--out", str(tmp_path / "m")]
+    command = [
+        sys.executable,
+        "-m",
+        "onesug_lite.cli",
+        "train",
+        str(market / "log"),
+        "--out",
+        str(tmp_path / "m"),
+    ]
     command += ["--variant", "sft", "--size", "smoke", "--store", str(store)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)

@@ -197,9 +197,7 @@ def test_suggestions(trained, tokenizer, prompts):
 
 
 def test_equal_texts_add_up_and_unusable_ones_go():
-    merged = _merge(
-        ["b", "a", "b", "", "c\ufffd", "d"], [-1.0, -0.9, -1.0, -0.1, -0.1, -0.1], [True] * 5 + [False]
-    )
+    merged = _merge(["b", "a", "b", "", "c\ufffd", "d"], [-1.0, -0.9, -1.0, -0.1, -0.1, -0.1], [True] * 5 + [False])
     assert [query for query, _ in merged] == ["b", "a"]
     assert merged[0][1] == pytest.approx(np.log(2 * np.exp(-1.0)))
     assert _merge(["z", "a"], [-1.0, -1.0], [True, True]) == [("a", -1.0), ("z", -1.0)]

@@ -31,9 +31,7 @@ TRAIN = TrainConfig(steps=12, batch_size=8, warmup=2, log_every=2, save_every=4,
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(
-        ["red shoes", "blue shoes", "red phone case"], PromptConfig(vocab_size=280, min_frequency=1)
-    )
+    return train_tokenizer(["red shoes", "blue shoes", "red phone case"], PromptConfig(vocab_size=280, min_frequency=1))
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +85,7 @@ def interrupt_after(monkeypatch, batches, error=KeyboardInterrupt):
 
 
 @pytest.mark.parametrize("batches", [2, 5, 9, 11])  # before the first checkpoint, between two, after the last
-def test_interrupted_run_goes_on_to_the_same_bytes(
-    tokenizer, examples, uninterrupted, tmp_path, monkeypatch, batches
-):
+def test_interrupted_run_goes_on_to_the_same_bytes(tokenizer, examples, uninterrupted, tmp_path, monkeypatch, batches):
     work = tmp_path / "work"
     model = build_generator(SMALL, tokenizer, 0)
     given = weights(model)
@@ -116,9 +112,7 @@ def test_resuming_does_not_start_from_the_beginning(tokenizer, examples, tmp_pat
     assert generator._checkpoint_of(tmp_path, (tmp_path / "run.txt").read_text()).name == "checkpoint-8"
 
 
-def test_checkpoint_cut_short_falls_back_to_the_one_before(
-    tokenizer, examples, uninterrupted, tmp_path, monkeypatch
-):
+def test_checkpoint_cut_short_falls_back_to_the_one_before(tokenizer, examples, uninterrupted, tmp_path, monkeypatch):
     interrupt_after(monkeypatch, 9)
     with pytest.raises(KeyboardInterrupt):
         train(tokenizer, examples, tmp_path)
@@ -228,9 +222,7 @@ def test_padding_changes_no_loss(tokenizer):
     prompts, targets = [[0, 7, 8], [0, 9, 10, 11, 12, 13, 14, 15, 16, 17]], [[20, 2], [21, 22, 23, 2]]
     with torch.inference_mode():
         together = model(**collate(prompts, targets, 1)).loss * 6
-        apart = sum(
-            model(**collate([p], [t], 1)).loss * len(t) for p, t in zip(prompts, targets, strict=True)
-        )
+        apart = sum(model(**collate([p], [t], 1)).loss * len(t) for p, t in zip(prompts, targets, strict=True))
     assert torch.allclose(together, apart, atol=1e-4)
 
 
@@ -312,7 +304,5 @@ def test_another_architecture_trains_too(tokenizer, examples, tmp_path):
     )  # fmt: skip
     save_generator(T5ForConditionalGeneration(shape), tokenizer, tmp_path / "t5")
     model = build_generator(GeneratorConfig(checkpoint=str(tmp_path / "t5")), tokenizer, 0)
-    result = train_supervised(
-        model, examples, TrainConfig(steps=2, batch_size=4, log_every=1), 0, tmp_path / "work"
-    )
+    result = train_supervised(model, examples, TrainConfig(steps=2, batch_size=4, log_every=1), 0, tmp_path / "work")
     assert result.history["loss"].is_finite().all()

@@ -18,7 +18,9 @@ def _notebook(path, *sources: str):
 
 
 def test_unknown_parameter_is_an_error(tmp_path):
-    with pytest.raises(GridError, match="has no parameter 'bean'; expected one of build, profile, record, seed, variant"):
+    with pytest.raises(
+        GridError, match="has no parameter 'bean'; expected one of build, profile, record, seed, variant"
+    ):
         run_notebook(NOTEBOOKS / RUN, tmp_path / "out.ipynb", {"bean": 3})
     assert not (tmp_path / "out.ipynb").exists()
 

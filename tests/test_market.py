@@ -183,12 +183,9 @@ def test_same_bytes_whatever_the_hash_seed(tmp_path):
 
 def test_the_market_knows_nothing_of_models():
     program = (
-        "import sys, data_synth, data_synth.__main__\n"
-        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+        "import sys, data_synth, data_synth.__main__\nprint(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )
-    loaded = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True
-    ).stdout
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     forbidden = {"torch", "transformers", "sentence_transformers", "onesug_lite"}
     assert not forbidden & set(loaded.split())
     for path in Path(data_synth.__file__).parent.glob("*.py"):  # inside functions too
@@ -228,17 +225,13 @@ def test_position_bias(world):
 
 def test_position_bias_shows_in_the_log(candidates):
     shown = candidates.filter(pl.col("position").is_not_null())
-    rate = (
-        shown.group_by("position").agg(pl.col("behaviour").is_in(CLICKS).mean()).sort("position")["behaviour"]
-    )
+    rate = shown.group_by("position").agg(pl.col("behaviour").is_in(CLICKS).mean()).sort("position")["behaviour"]
     assert rate[0] > 2 * rate[7] > 2 * rate[15]
 
 
 def test_clickbait_attracts_and_disappoints(candidates, queries):
     clicks = candidates.filter(pl.col("behaviour").is_in(CLICKS)).join(queries, on="query")
-    rate = (
-        clicks.group_by("clickbait").agg((pl.col("behaviour") == "order").mean(), pl.len()).sort("clickbait")
-    )
+    rate = clicks.group_by("clickbait").agg((pl.col("behaviour") == "order").mean(), pl.len()).sort("clickbait")
     honest, bait = rate["behaviour"].to_list()
     assert bait < 0.5 * honest
     share = rate["len"][1] / rate["len"].sum()
@@ -322,9 +315,7 @@ def test_typing_probabilities_are_exact(world):
     """Prefixes typed for one query occur as often as the tables say."""
     query = int(np.flatnonzero(world.catalogue.brand[: world.catalogue.known] > 0)[11])
     prefix, _ = type_prefixes(world.typing, np.full(30_000, query), np.random.default_rng(2))
-    table = prefix_rows(
-        world.typing, np.arange(len(world.typing.prefixes)), slice(0, world.catalogue.text.size)
-    )
+    table = prefix_rows(world.typing, np.arange(len(world.typing.prefixes)), slice(0, world.catalogue.text.size))
     own = table.filter(pl.col("query") == query)
     assert own["probability"].sum() == pytest.approx(1.0)
     share = np.bincount(prefix, minlength=len(world.typing.prefixes))[own["prefix"].to_numpy()] / 30_000
@@ -343,9 +334,7 @@ def test_exposure_sees_history_and_leaves_places_to_chance(world):
     rng = np.random.default_rng(3)
     code = world.typing.prefixes.index_of("b")
     popularity = believed_popularity(SMOKE, world.catalogue, rng)
-    recall = recall_table(
-        SMOKE, world.typing, np.array([code]), popularity, slice(0, world.catalogue.known), rng
-    )
+    recall = recall_table(SMOKE, world.typing, np.array([code]), popularity, slice(0, world.catalogue.known), rng)
     assert (recall.candidates >= 0).all()
     assert all(np.unique(row).size == SMOKE.recalled for row in recall.candidates)
     department = int(np.bincount(world.catalogue.department[recall.candidates[0]]).argmax())
@@ -423,9 +412,7 @@ def test_queries_are_distinct_and_sorted_by_type(world):
     assert (np.diff(catalogue.type[catalogue.known :]) >= 0).all()
     assert np.unique(catalogue.type[: catalogue.known]).size == len(catalogue.vocabulary.types)
     launched = catalogue.vocabulary.brand_launch[catalogue.brand]
-    assert not launched[: catalogue.known].any() and launched[catalogue.known :].mean() == pytest.approx(
-        0.5, 0.1
-    )
+    assert not launched[: catalogue.known].any() and launched[catalogue.known :].mean() == pytest.approx(0.5, 0.1)
 
 
 def test_lite_is_as_large_as_it_says():

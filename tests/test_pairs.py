@@ -88,9 +88,7 @@ def test_only_the_best_neighbours_stay(method):
     kept = scores_of(method(frame, PairConfig(neighbours=2, min_together=1, max_items=1000, max_users=1000)))
     best = set()
     for query in {name for pair in every for name in pair}:
-        mine = sorted(
-            (pair for pair in every if query in pair), key=lambda pair: (-round(every[pair], 9), pair)
-        )
+        mine = sorted((pair for pair in every if query in pair), key=lambda pair: (-round(every[pair], 9), pair))
         best |= set(mine[:2])
     assert len(kept) < len(every)
     assert set(kept) == best
@@ -128,9 +126,7 @@ def test_nothing_to_pair_gives_an_empty_frame(method):
 
 def log_of(rows: list[tuple[int, str, str, str]]) -> Log:
     """From (user, prefix, query, behaviour), one candidate a request."""
-    requests = [
-        (n, n, user, datetime(2025, 1, 1), prefix, [], []) for n, (user, prefix, _, _) in enumerate(rows)
-    ]
+    requests = [(n, n, user, datetime(2025, 1, 1), prefix, [], []) for n, (user, prefix, _, _) in enumerate(rows)]
     candidates = [(n, query, 1, behaviour, 0.0) for n, (_, _, query, behaviour) in enumerate(rows)]
     return Log(
         pl.DataFrame(requests, schema=REQUEST_SCHEMA, orient="row"),
@@ -167,8 +163,7 @@ def test_mined_pairs_come_from_clicks_by_shopper_and_by_prefix():
 def test_the_order_of_candidates_does_not_matter():
     rng = np.random.default_rng(0)
     rows = [
-        (int(user), f"p{prefix}", f"q{query}", "query_click")
-        for user, prefix, query in rng.integers(0, 8, (200, 3))
+        (int(user), f"p{prefix}", f"q{query}", "query_click") for user, prefix, query in rng.integers(0, 8, (200, 3))
     ]
     train = log_of(rows)
     again = Log(train.requests, train.candidates.sample(fraction=1, shuffle=True, seed=3))

@@ -9,8 +9,9 @@ import torch
 
 from onesug_lite.generator import build_generator, load_generator
 from onesug_lite.log import LogError
-from onesug_lite.pipeline import PROFILES, Pipeline, normalise, sizes
+from onesug_lite.pipeline import Pipeline, normalise
 from onesug_lite.policy import OneSugPolicy, PolicyError
+from onesug_lite.profiles import PROFILES, sizes
 from onesug_lite.prompt import PromptError
 from onesug_lite.store import code_fingerprint
 from onesug_lite.variants import VARIANTS, Variant, variant
@@ -140,7 +141,9 @@ def test_texts_are_normalised_and_merged(road):
     request = log.requests["request_id"][0]
     shown = log.candidates.filter(pl.col("request_id") == request)
     double = shown.head(1).with_columns(
-        query=pl.lit("  ＡＰＰＬＥ   Juice"), position=pl.lit(None, dtype=pl.Int8), behaviour=pl.lit("not_shown")
+        query=pl.lit("  ＡＰＰＬＥ   Juice"),
+        position=pl.lit(None, dtype=pl.Int8),
+        behaviour=pl.lit("not_shown"),
     )
     clash = double.with_columns(query=pl.lit("apple juice"), behaviour=pl.lit("query_click"))
     messy = log._replace(candidates=pl.concat([log.candidates, double, clash]))

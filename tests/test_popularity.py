@@ -19,9 +19,7 @@ CLICKS = [
 
 
 def frame(rows):
-    return pl.DataFrame(
-        rows, schema={"prefix": pl.String, "query": pl.String, "clicks": pl.Int64}, orient="row"
-    )
+    return pl.DataFrame(rows, schema={"prefix": pl.String, "query": pl.String, "clicks": pl.Int64}, orient="row")
 
 
 def plainly(rows, prefix, k):

@@ -60,9 +60,7 @@ def test_equal_to_the_form_as_printed():
     lead = torch.clamp(0.5 * rejected - 0.5 * chosen[:, None] - 0.1, min=0)
     listed = -torch.log(torch.sigmoid(-torch.log(torch.exp(weight * lead).sum(1))))
     torch.testing.assert_close(listwise_loss(chosen, rejected, weight, config).loss, listed)
-    torch.testing.assert_close(
-        listwise_loss(chosen, rejected, weight, replace(config, hinge="printed")).loss, listed
-    )
+    torch.testing.assert_close(listwise_loss(chosen, rejected, weight, replace(config, hinge="printed")).loss, listed)
     paired = -torch.log(torch.sigmoid(-weight * lead)).mean(1)
     torch.testing.assert_close(pairwise_loss(chosen, rejected, weight, config).loss, paired)
     right = torch.clamp(0.5 * chosen[:, None] - 0.5 * rejected - 0.1, min=0)
@@ -147,13 +145,9 @@ def test_config_refuses_what_it_does_not_know():
 
 # ---------------------------------------------------------------- training
 
-QUERIES = [
-    f"{colour} {thing}" for colour in ("red", "green", "blue") for thing in ("shoe", "shirt", "scarf", "hat")
-]
+QUERIES = [f"{colour} {thing}" for colour in ("red", "green", "blue") for thing in ("shoe", "shirt", "scarf", "hat")]
 PROMPT = PromptConfig(vocab_size=300)
-CONFIG = PreferenceConfig(
-    steps=30, batch_size=8, learning_rate=2e-3, warmup=2, log_every=10, save_every=10, bf16=False
-)
+CONFIG = PreferenceConfig(steps=30, batch_size=8, learning_rate=2e-3, warmup=2, log_every=10, save_every=10, bf16=False)
 
 
 @pytest.fixture(autouse=True)
@@ -197,9 +191,7 @@ def weights(model):
 def test_candidates_are_scored_as_one_by_one(model, tokenizer, data):
     """The prompt is encoded once for all queries; padding of neighbours changes nothing."""
     sets, prompts = data
-    rows = [
-        [chosen, *rejected] for chosen, rejected in sets.rows.select("chosen", "rejected").head(3).iter_rows()
-    ]
+    rows = [[chosen, *rejected] for chosen, rejected in sets.rows.select("chosen", "rejected").head(3).iter_rows()]
     flat = encode_queries(tokenizer, [query for row in rows for query in row], PROMPT)
     batch = collate(prompts[:3], flat, tokenizer.pad_token_id)
     with torch.no_grad():
@@ -302,9 +294,7 @@ def test_bad_input_is_named(model, tokenizer, data, tmp_path):
     with pytest.raises(ValueError, match="no preference rows"):
         train_preference(model, PreferenceSets(sets.rows[:0], 0.1), [], tokenizer, CONFIG, 0, tmp_path)
     uneven = sets.rows.with_columns(
-        rejected=pl.when(pl.int_range(pl.len()) == 0)
-        .then(pl.col("rejected").list.head(2))
-        .otherwise("rejected")
+        rejected=pl.when(pl.int_range(pl.len()) == 0).then(pl.col("rejected").list.head(2)).otherwise("rejected")
     )
     with pytest.raises(ValueError, match=r"\[2, 4\] rejected"):
         train_preference(model, PreferenceSets(uneven, 0.1), prompts, tokenizer, CONFIG, 0, tmp_path)

@@ -129,12 +129,8 @@ def test_drift_is_found(versions):
         f"conda: 'numpy=1.26' does not hold the lock's {lock['numpy']}"
     ]
     assert drift(changed(numpy, "numpy"), lock, project) == ["conda: 'numpy' names no version"]
-    assert drift(changed(numpy, None), lock, project) == [
-        "pyproject.toml needs numpy; environment.yml lacks it"
-    ]
-    assert "python: 'python=3.10' is outside >=3.11" in drift(
-        changed("python=3.11", "python=3.10"), lock, project
-    )
+    assert drift(changed(numpy, None), lock, project) == ["pyproject.toml needs numpy; environment.yml lacks it"]
+    assert "python: 'python=3.10' is outside >=3.11" in drift(changed("python=3.11", "python=3.10"), lock, project)
 
     stranger = copy.deepcopy(environment)
     stranger["dependencies"].insert(0, "left-pad=1.0")
@@ -142,21 +138,13 @@ def test_drift_is_found(versions):
 
     older = copy.deepcopy(environment)
     older["dependencies"][-1]["pip"][0] = "ir-measures==0.0.1"
-    assert drift(older, lock, project) == [
-        f"pip: 'ir-measures==0.0.1' does not hold the lock's {lock['ir-measures']}"
-    ]
-    assert drift(environment, lock | {"polars": "99.0"}, project), (
-        "a lock that moved on alone is drift as well"
-    )
+    assert drift(older, lock, project) == [f"pip: 'ir-measures==0.0.1' does not hold the lock's {lock['ir-measures']}"]
+    assert drift(environment, lock | {"polars": "99.0"}, project), "a lock that moved on alone is drift as well"
 
 
 def test_lock_pins_every_line_once():
-    lines = [
-        line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")
-    ]
-    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lines), (
-        "no ranges, no build tags"
-    )
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lines), "no ranges, no build tags"
     names = [canonicalize_name(line.split("==")[0]) for line in lines]
     assert len(names) == len(set(names))
     assert {"torch", "setuptools"} <= set(names)
@@ -166,9 +154,7 @@ def test_lock_pins_every_line_once():
 def missing_outputs(notebook: nbformat.NotebookNode) -> list[str]:
     """Code cells that were never run, or a notebook none of whose cells shows anything."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
-    found = [
-        f"cell {place} was never run" for place, cell in enumerate(cells) if cell.execution_count is None
-    ]
+    found = [f"cell {place} was never run" for place, cell in enumerate(cells) if cell.execution_count is None]
     if not any(cell.outputs for cell in cells):
         found.append("no cell has an output")
     found += [
@@ -185,9 +171,7 @@ def test_six_chapters():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_has_outputs(path):
-    assert missing_outputs(nbformat.read(path, as_version=4)) == [], (
-        "run it and store its outputs: make refresh"
-    )
+    assert missing_outputs(nbformat.read(path, as_version=4)) == [], "run it and store its outputs: make refresh"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -221,9 +205,7 @@ def test_planted_notebooks_are_caught():
 # ---------------------------------------------------------------- make
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_every_target_is_explained():
-    listing = subprocess.run(
-        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True
-    )
+    listing = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True)
     assert listing.returncode == 0, listing.stderr
     explained = set(re.findall(r"^  ([a-z]+)\s+\S", listing.stdout, flags=re.M))
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -255,9 +237,7 @@ def imported(source: str) -> set[str]:
 
 
 def test_imported_sees_every_form():
-    source = (
-        "import os.path\ndef f():\n    from torch.nn import Module\nfrom . import log\nimport polars, numpy"
-    )
+    source = "import os.path\ndef f():\n    from torch.nn import Module\nfrom . import log\nimport polars, numpy"
     assert imported(source) == {"os", "torch", "polars", "numpy"}
 
 
@@ -275,9 +255,7 @@ def test_every_import_is_declared(versions):
     sources = metadata.packages_distributions()
     ours = {"onesug_lite", "data_synth"} | sys.stdlib_module_names
     needed = {name for path in MODULES for name in imported(path.read_text(encoding="utf-8"))} - ours
-    lacking = {
-        n for n in needed if not {canonicalize_name(found) for found in sources.get(n, [n])} & declared
-    }
+    lacking = {n for n in needed if not {canonicalize_name(found) for found in sources.get(n, [n])} & declared}
     assert not lacking, "imported by a package, not among the dependencies of pyproject.toml"
 
 
@@ -328,9 +306,7 @@ def test_reference_holds_every_module():
 
 def test_citations_are_in_the_bibliography():
     known = set(
-        re.findall(
-            r"^@\w+\{(\S+),", (ROOT / "book" / "references.bib").read_text(encoding="utf-8"), flags=re.M
-        )
+        re.findall(r"^@\w+\{(\S+),", (ROOT / "book" / "references.bib").read_text(encoding="utf-8"), flags=re.M)
     )
     pages = [*(ROOT / "book").rglob("*.md"), *NOTEBOOKS]
     cited = {

@@ -29,12 +29,8 @@ TEXTS = [
     "苹果手机壳",
     "苹果手机",
 ] * 5
-ANY_TEXT = st.text(
-    st.characters(), max_size=40
-)  # includes lone surrogates, controls and unassigned code points
-CONTROL_TEXT = st.lists(
-    st.sampled_from([*CONTROL_TOKENS, "<mask>", " ", "a", "<", ">", "s"]), max_size=8
-).map("".join)
+ANY_TEXT = st.text(st.characters(), max_size=40)  # includes lone surrogates, controls and unassigned code points
+CONTROL_TEXT = st.lists(st.sampled_from([*CONTROL_TOKENS, "<mask>", " ", "a", "<", ">", "s"]), max_size=8).map("".join)
 
 
 @pytest.fixture(scope="module")
@@ -182,9 +178,7 @@ def test_foreign_tokenizer_without_our_tokens():
     from transformers import PreTrainedTokenizerFast
 
     words = ["</s>", "<unk>", "red", "shoes", ";", "apple", "<", "/", "s", ">"]
-    backend = Tokenizer(
-        models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>")
-    )
+    backend = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     foreign = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
     prompts = build_prompts(foreign, ["red </s>"], [["shoes", "apple"]], None, None, CONFIG)
@@ -198,7 +192,5 @@ def test_vocabulary_does_not_depend_on_the_hash_seed(tokenizer):
         "print(json.dumps(sorted(train_tokenizer(TEXTS, CONFIG).get_vocab().items())))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": os.pathsep.join([".", *sys.path])}
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
     assert json.loads(done.stdout) == [list(pair) for pair in sorted(tokenizer.get_vocab().items())]

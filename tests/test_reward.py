@@ -141,18 +141,14 @@ def test_rewards_and_weights_stand_beside_their_queries():
 def test_every_pair_type_occurs():
     requests = [full_request(number, [(f"c{number}", CLICKS[number % 3])]) for number in range(9)]
     rows = preference_sets(make_log(requests), POOL, RewardConfig(), np.random.default_rng(0)).rows
-    found = (
-        rows.explode("rejected_behaviour").select("chosen_behaviour", "rejected_behaviour").unique().rows()
-    )
+    found = rows.explode("rejected_behaviour").select("chosen_behaviour", "rejected_behaviour").unique().rows()
     assert set(found) == set(PAIR_TYPES)
 
 
 def test_nothing_clicked_is_ever_rejected():
     clicks = (("c", "order"), ("d", "query_click"))
     log = make_log([full_request(number, clicks) for number in range(30)])
-    rows = preference_sets(
-        log, [*POOL, "c", "d"], RewardConfig(mix=("random",)), np.random.default_rng(0)
-    ).rows
+    rows = preference_sets(log, [*POOL, "c", "d"], RewardConfig(mix=("random",)), np.random.default_rng(0)).rows
     assert len(rows) == 60 and set(rows["chosen"]) == {"c", "d"}
     assert not {"c", "d"} & set(rows.explode("rejected")["rejected"])
 

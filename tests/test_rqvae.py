@@ -181,9 +181,7 @@ def test_the_same_seed_gives_the_same_codes(trained, tmp_path):
 
 def test_fewer_texts_than_codes(trained):
     few = np.repeat(clustered()[:5], 3, axis=0)
-    config = RQVAEConfig(
-        levels=2, codes=16, latent=4, steps=30, warmup_steps=5, batch_size=8, revive_every=10
-    )
+    config = RQVAEConfig(levels=2, codes=16, latent=4, steps=30, warmup_steps=5, batch_size=8, revive_every=10)
     model = train_rqvae(few, config, torch.Generator().manual_seed(0)).model
     codes = model.encode(few)
     assert codes.shape == (15, 2) and bool(torch.isfinite(model.codebooks).all())

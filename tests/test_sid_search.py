@@ -73,9 +73,7 @@ class LetterEncoder:
 
 
 def letters(encoder, texts):
-    counts = np.array(
-        [[text.count(letter) for letter in "abcdefghijklmnopqrst"] for text in texts], dtype=np.float32
-    )
+    counts = np.array([[text.count(letter) for letter in "abcdefghijklmnopqrst"] for text in texts], dtype=np.float32)
     return unit(counts.reshape(len(texts), 20) + 0.01)
 
 
@@ -181,17 +179,13 @@ def test_a_saved_search_answers_alike_and_reads_the_encoder_last(make, tmp_path,
     built.save(tmp_path / "search")
     built.save(tmp_path / "search")  # again, over it
     loaded = PrefixSearch.load(tmp_path / "search")
-    assert loaded.related(["re", "la"], ["red shoes", None]) == built.related(
-        ["re", "la"], ["red shoes", None]
-    )
+    assert loaded.related(["re", "la"], ["red shoes", None]) == built.related(["re", "la"], ["red shoes", None])
     assert "encoder" not in loaded.__dict__
     read = []
     monkeypatch.setattr(align, "load_encoder", lambda folder: read.append(folder) or LetterEncoder())
     assert loaded.related(["unseen", "re"]) == built.related(["unseen", "re"])
     assert read == [tmp_path / "search" / "encoder"]
-    PrefixSearch.load(tmp_path / "search").save(
-        tmp_path / "second"
-    )  # an encoder that was never read is copied
+    PrefixSearch.load(tmp_path / "search").save(tmp_path / "second")  # an encoder that was never read is copied
     assert PrefixSearch.load(tmp_path / "second").related(["ph"]) == built.related(["ph"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["search", "second"]
     (tmp_path / "second" / "clicks.parquet").unlink()

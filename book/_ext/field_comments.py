@@ -38,12 +38,8 @@ def field_lines(cls: type) -> list[tuple[str, str, str, str]]:
             continue
         if node.target.id.startswith("_") or "ClassVar" in ast.unparse(node.annotation):
             continue
-        default = (
-            "" if node.value is None else " ".join((ast.get_source_segment(source, node.value) or "").split())
-        )
-        beside = [
-            line for line in range(node.lineno, node.end_lineno + 1) if line in comments and line not in alone
-        ]
+        default = "" if node.value is None else " ".join((ast.get_source_segment(source, node.value) or "").split())
+        beside = [line for line in range(node.lineno, node.end_lineno + 1) if line in comments and line not in alone]
         comment = " ".join(comments[line] for line in beside)
         line = node.end_lineno + 1
         while comment and line in alone:  # a comment that runs over into the next line
@@ -86,9 +82,7 @@ def shorten_signature(app, what, name, obj, options, signature, return_annotatio
 
 
 def skip_tuple_fields(app, what, name, obj, skip, options):
-    return (
-        True if type(obj).__name__ == "_tuplegetter" else None
-    )  # "Alias for field number 0" tells nobody anything
+    return True if type(obj).__name__ == "_tuplegetter" else None  # "Alias for field number 0" tells nobody anything
 
 
 def setup(app):
