@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
 import seaborn as sns
+from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -61,6 +62,13 @@ def save(figure: Figure, data: pl.DataFrame, name: str, folder: str | Path) -> F
     figure.savefig(folder / f".{name}.png", metadata={"Software": None})
     os.replace(folder / f".{name}.png", folder / f"{name}.png")
     return figure
+
+
+def table(data: pl.DataFrame) -> HTML:
+    """A frame as a plain HTML table: no index, no types, three significant decimals, lists joined by a dot."""
+    lists = [name for name, kind in data.schema.items() if isinstance(kind, pl.List)]
+    joined = data.with_columns(pl.col(name).list.eval(pl.element().cast(pl.String)).list.join(" · ") for name in lists)
+    return HTML(joined.to_pandas().to_html(index=False, float_format="{:.3f}".format, na_rep="", border=0))
 
 
 def _percent(axis) -> None:
@@ -121,7 +129,7 @@ def query_frequency(data: pl.DataFrame) -> Figure:
     tail = clicks < 10
     _title(
         axes,
-        f"{tail.mean():.0%} of the clicked queries are tail; and hold {clicks[tail].sum() / clicks.sum():.0%} of clicks",
+        f"{tail.mean():.0%} of the queries are tail; they hold {clicks[tail].sum() / clicks.sum():.0%} of clicks",
     )
     return figure
 
