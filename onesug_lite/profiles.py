@@ -39,7 +39,7 @@ PROFILES: dict[str, Sizes] = {
         align=AlignConfig(dim=48, steps=150, batch_size=128),
         rqvae=RQVAEConfig(codes=32, latent=16, hidden=64, steps=150, warmup_steps=50, batch_size=256),
         generator=GeneratorConfig(d_model=64, ffn=128),
-        train=TrainConfig(steps=160, batch_size=128, warmup=20, learning_rate=3e-3, save_every=40),
+        train=TrainConfig(steps=160, batch_size=128, warmup=20, learning_rate=2e-3, save_every=40),
         preference=PreferenceConfig(steps=20, batch_size=32, warmup=4, save_every=10),
         evaluated=200,
     ),
