@@ -46,7 +46,7 @@ PROFILES: dict[str, Sizes] = {
     "lite": Sizes(
         align=AlignConfig(steps=800),
         rqvae=RQVAEConfig(codes=128),
-        train=TrainConfig(steps=1200),
+        train=TrainConfig(steps=800),
         preference=PreferenceConfig(steps=300),
     ),
     "full": Sizes(
