@@ -39,8 +39,8 @@ def results_table(records: Sequence[Mapping], seed: int = 0) -> pl.DataFrame:
         seed: whose records are shown.
 
     Returns:
-        Columns ``system``, the four metrics with intervals in per cent, ``unknown strings`` (share of suggestions that the
-        training log does not hold), ``paper's row`` and the paper's click figures.
+        Columns ``system``, the four metrics with intervals in per cent, ``unknown strings`` (share of suggestions that
+        the training log does not hold), ``paper's row`` and the paper's click figures.
     """
     table = []
     for record in (record for record in records if record["seed"] == seed):
