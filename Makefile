@@ -28,7 +28,7 @@ BENCHMARKS := $(sort $(wildcard benchmarks/[a-z]*.py))
 TORCH_PIN := $(shell sed -n 's/^torch==//p' requirements.lock)
 
 export TOKENIZERS_PARALLELISM := false
-export OMP_WAIT_POLICY := PASSIVE
+export OMP_NUM_THREADS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export JUPYTER_PLATFORM_DIRS := 1

@@ -1,11 +1,10 @@
-"""Beam search against transformers' ``generate``: time per request, requests a second, equality.
+"""Beam search against transformers' ``generate`` on the trained model: time per request, requests a second, equality.
 
-    python benchmarks/decode.py [--model FOLDER] [--prompts FILE] [--requests 60] [--threads 2]
+    python benchmarks/decode.py [--profile lite] [--requests 60] [--threads 1]
 
-Without ``--model`` a model of the lite shape is trained for half a minute on made-up queries, because an
-untrained one never ends a query and so says nothing about time. ``FILE`` is a JSON list of lists of token ids
-for the given model. Prints a table and writes build/bench/decode.json. Exit status 1 when a query or a score
-differs.
+The model and the prompts are those of the book: the generator with PRE and held-out requests of the validation day,
+trained first when the store does not hold it. Prints a table and writes build/bench/decode.json. Exit status 1 when a
+query or a score differs.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,47 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import data_synth
 from onesug_lite.decode import Beams, BeamSearcher, DecodeConfig, reference_search, suggest_queries
-from onesug_lite.generator import (
-    Examples,
-    GeneratorConfig,
-    TrainConfig,
-    build_generator,
-    load_generator,
-    pad,
-    set_seed,
-    train_supervised,
-)
-from onesug_lite.prompt import PromptConfig, build_prompts, encode_queries, train_tokenizer
+from onesug_lite.generator import pad, set_seed
+from onesug_lite.pipeline import Pipeline
 
 DECODE = DecodeConfig()
 TOLERANCE = 1e-3  # nats, over a whole query
-
-
-def made_up_examples(rng: np.random.Generator, count: int):
-    """Prompts and targets as long as the lite market's: a prefix, six related queries, six searches."""
-    syllables = ["ba", "ce", "di", "fo", "gu", "ha", "ke", "li", "mo", "nu", "pa", "re", "si", "to", "vu"]
-    words = ["".join(rng.choice(syllables, rng.integers(2, 5))) for _ in range(1500)]
-    queries = [" ".join(rng.choice(words, rng.integers(2, 5))) for _ in range(4000)]
-    config = PromptConfig()
-    tokenizer = train_tokenizer(queries, config)
-    # Some queries are asked far more often than others.
-    targets = [queries[int(4000 * share**2)] for share in rng.random(count)]
-    prefixes = [query[: rng.integers(2, 7)] for query in targets]
-    related = [[*rng.choice(queries, 5), query] for query in targets]
-    histories = [list(rng.choice(queries, rng.integers(0, 7))) for _ in targets]
-    prompts = build_prompts(tokenizer, prefixes, related, histories, [["adult", "low price"]] * count, config)
-    return tokenizer, Examples(prompts, encode_queries(tokenizer, targets, config))
-
-
-def train_model(seed: int):
-    """A model of the lite shape, trained until it ends its queries."""
-    tokenizer, examples = made_up_examples(np.random.default_rng(seed), 30_000)
-    model = build_generator(GeneratorConfig(), tokenizer, seed)
-    with tempfile.TemporaryDirectory() as work:
-        config = TrainConfig(steps=200, batch_size=128, warmup=30)
-        train_supervised(model, examples, config, seed, Path(work) / "work")
-    return model, tokenizer, list(examples.prompts[:500])
 
 
 def times(search: Callable[[], Beams], repeats: int) -> tuple[Beams, float]:
@@ -76,20 +40,17 @@ def times(search: Callable[[], Beams], repeats: int) -> tuple[Beams, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="folder written by save_generator")
-    parser.add_argument("--prompts", type=Path, help="JSON list of prompts for that model")
+    parser.add_argument("--profile", default="lite")
+    parser.add_argument("--store", type=Path, default=Path("build/store"))
     parser.add_argument("--requests", type=int, default=60, help="single requests to time")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("build/bench/decode.json"))
     options = parser.parse_args()
-    if (options.model is None) != (options.prompts is None):
-        parser.error("give --model and --prompts together, or neither")
+    market = data_synth.open_market(data_synth.PROFILES[options.profile], options.store)
+    road = Pipeline(market / "log", options.profile, 0, options.store)
+    policy = road.policy("sft_pre")
+    model, tokenizer, prompts = policy.model, policy.tokenizer, policy.prompts(road.held_out("validation").head(500))
     set_seed(0, options.threads)
-    if options.model is None:
-        model, tokenizer, prompts = train_model(0)
-    else:
-        model, tokenizer = load_generator(options.model)
-        prompts = json.loads(options.prompts.read_text())
     searcher = BeamSearcher(model, DECODE)
 
     ours, theirs, differing, largest = [], [], 0, 0.0

@@ -7,8 +7,8 @@ keeps their results.
 
 import os
 
-# Waiting threads sleep instead of spinning: two trainings side by side on two cores then cost about twice one training,
-# not many times as much. Read by OpenMP when torch is first imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# One thread a process: models this small lose more by waiting for a second thread than it brings, many times more on a
+# busy machine. Two processes side by side use two cores. Read when torch is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 __version__ = "0.1.0"

@@ -241,7 +241,7 @@ class BeamSearcher:
         return Beams(done_tokens[:, :, :length].contiguous(), done_scores)
 
     def _encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
-        """Run the encoder; return cross-attention's keys and values per layer, and the mask if one is needed."""
+        """Run the encoder; return keys and values of cross-attention by layer, and the mask if one is needed."""
         requests, length = input_ids.shape
         mask = None
         if not attention_mask.all():

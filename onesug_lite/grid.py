@@ -9,6 +9,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import joblib
@@ -22,6 +27,8 @@ from onesug_lite.variants import VARIANTS, variant
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 RUN = "grid_run.ipynb"
+
+RECORDS = NOTEBOOKS.parent / "build" / "records"  # where the results chapter keeps its runs
 
 app = typer.Typer(add_completion=False, help="Run chapters, the grid of the tables, or refresh the notebooks.")
 
@@ -119,12 +126,31 @@ def read_records(folder: Path) -> list[dict]:
     return sorted(records, key=lambda record: (order.index(record["variant"]), record["seed"]))
 
 
+@contextmanager
+def _building_ahead(profile: str) -> Iterator[None]:
+    """Run the table's grid in a second process meanwhile, so that the second core trains what later chapters read.
+
+    The store keeps the two apart: a stage that one builds, the other waits for. What fails there fails again, and is
+    reported, in the chapter that needs it.
+    """
+    command = [sys.executable, "-m", "onesug_lite.grid", "table", "--profile", profile, "--seeds", "1"]
+    with subprocess.Popen(
+        [*command, "--out", str(RECORDS)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as ahead:
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(ahead.pid, signal.SIGTERM)
+
+
 @app.command()
 def chapters(profile: str = "lite", out: Path = Path("build/book"), seed: int = 0) -> None:
     """Run every chapter by papermill; executed copies land in OUT/notebooks."""
-    for path in chapter_paths():
-        typer.echo(f"chapter {path.stem} ({profile})", err=True)
-        run_notebook(path, out / "notebooks" / path.name, {"profile": profile, "seed": seed})
+    with _building_ahead(profile):
+        for path in chapter_paths():
+            typer.echo(f"chapter {path.stem} ({profile})", err=True)
+            run_notebook(path, out / "notebooks" / path.name, {"profile": profile, "seed": seed})
 
 
 @app.command()

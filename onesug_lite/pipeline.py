@@ -31,7 +31,7 @@ from onesug_lite.sid_search import PrefixSearch
 from onesug_lite.store import Store, hash_file
 from onesug_lite.variants import Variant, variant
 
-THREADS = 2  # fixed, not the machine's count: the order of float additions, and so the bytes, depend on it
+THREADS = 1  # fixed, not the machine's count: the order of float additions, and so the bytes, depend on it
 
 
 class Trained(NamedTuple):
@@ -70,6 +70,7 @@ class Pipeline:
         self.profile = profile if isinstance(profile, str) else "custom"
         self.seed = int(seed)
         self.store = Store(store, announce)
+        torch.set_num_threads(THREADS)
 
     # ---------------------------------------------------------------- log
     @cached_property

@@ -11,11 +11,12 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 import polars as pl
 
-from onesug_lite.decode import DecodeConfig, suggest_queries
+from onesug_lite.decode import BeamSearcher, DecodeConfig, suggest_queries
 from onesug_lite.generator import load_generator, save_generator
 from onesug_lite.prompt import PromptConfig, build_prompts, clean
 from onesug_lite.sid_search import PrefixSearch
@@ -50,6 +51,11 @@ class OneSugPolicy:
         self.prompt = prompt or PromptConfig()
         self.decode = decode or DecodeConfig()
 
+    @cached_property
+    def _searcher(self):
+        """Our beam search with its weights packed once; other architectures go through the library's search."""
+        return BeamSearcher(self.model, self.decode) if self.model.config.model_type == "bart" else self.model
+
     def prompts(self, requests: pl.DataFrame) -> list[list[int]]:
         """Encoder input ids of each request.
 
@@ -80,7 +86,7 @@ class OneSugPolicy:
             PromptError: a prefix is empty or blank; the message names the row.
         """
         prompts = self.prompts(requests)
-        return suggest_queries(self.model, self.tokenizer, prompts, self.decode, batch_size=batch_size)
+        return suggest_queries(self._searcher, self.tokenizer, prompts, self.decode, batch_size=batch_size)
 
     def __call__(self, requests: pl.DataFrame) -> list[list[str]]:
         """Ranked query strings of each request, best first, at most ``decode.results`` of them."""

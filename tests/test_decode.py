@@ -49,7 +49,7 @@ def trained(tokenizer, prompts, tmp_path_factory):
     torch.set_num_threads(1)
     model = build_generator(GeneratorConfig(d_model=32, heads=2, ffn=64), tokenizer, 0)
     examples = Examples(prompts, encode_queries(tokenizer, QUERIES, PROMPT))
-    config = TrainConfig(steps=150, batch_size=32, learning_rate=4e-3, warmup=10, bf16=False)
+    config = TrainConfig(steps=200, batch_size=32, learning_rate=3e-3, warmup=10, bf16=False)
     yield train_supervised(model, examples, config, 0, tmp_path_factory.mktemp("train") / "work").model
     torch.set_num_threads(threads)
 

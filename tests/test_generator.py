@@ -25,7 +25,7 @@ from onesug_lite.generator import (
 )
 from onesug_lite.prompt import PromptConfig, train_tokenizer
 
-SMALL = GeneratorConfig(d_model=32, encoder_layers=1, decoder_layers=1, heads=2, ffn=64, max_positions=48)
+SMALL = GeneratorConfig(d_model=32, encoder_layers=1, decoder_layers=1, heads=2, ffn=64, dropout=0.1, max_positions=48)
 TRAIN = TrainConfig(steps=12, batch_size=8, warmup=2, log_every=2, save_every=4, group_batches=2)
 
 
