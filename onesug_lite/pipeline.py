@@ -81,8 +81,10 @@ class Pipeline:
     @cached_property
     def log_fingerprint(self) -> str:
         """Checksum of the two Parquet files."""
-        names = ("requests.parquet", "candidates.parquet")
-        return "-".join(hash_file(self.log_folder / name)[:16] for name in names)
+        paths = [self.log_folder / name for name in ("requests.parquet", "candidates.parquet")]
+        if not all(path.is_file() for path in paths):
+            read_log(self.log_folder)  # says which one is missing
+        return "-".join(hash_file(path)[:16] for path in paths)
 
     @cached_property
     def split(self) -> Split:
