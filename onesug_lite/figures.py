@@ -217,7 +217,7 @@ def reward_weights(data: pl.DataFrame) -> Figure:
     axes.set(xlabel="rejected", ylabel="chosen")
     axes.tick_params(axis="y", rotation=0)
     ratio = table.to_numpy().max() / table.to_numpy().min()
-    _title(axes, f"The closest pair weighs {ratio:.1f} times as much as the widest")
+    _title(axes, f"The closest pair weighs {ratio:.1f} times the widest")
     return figure
 
 
