@@ -132,10 +132,10 @@ def differences(sources: Mapping[str, Sequence[Mapping]], pairs: Sequence[tuple[
                     {
                         "difference": f"{VARIANTS[first].label} − {VARIANTS[second].label}",
                         "metric": name,
-                        "records": f"{source}, {len(seeds)} seed(s)",
                         "points": f"{gap.mean:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]",
                         "p": f"{gap.p:.3f}",
                         "each seed": " ".join(f"{value:+.1f}" for value in seeds),
+                        "records": f"{source}, {len(seeds)} seed(s)",
                     }
                 )
     return pl.DataFrame(table)
