@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
+import polars.selectors as selectors
 import seaborn as sns
 from IPython.display import HTML
 from matplotlib.axes import Axes
@@ -68,6 +69,7 @@ def table(data: pl.DataFrame) -> HTML:
     """A frame as a plain HTML table: no index, no types, three significant decimals, lists joined by a dot."""
     lists = [name for name, kind in data.schema.items() if isinstance(kind, pl.List)]
     joined = data.with_columns(pl.col(name).list.eval(pl.element().cast(pl.String)).list.join(" · ") for name in lists)
+    joined = joined.with_columns(selectors.integer().cast(pl.String).fill_null(""))  # pandas makes floats of them
     return HTML(joined.to_pandas().to_html(index=False, float_format="{:.3f}".format, na_rep="", border=0))
 
 
