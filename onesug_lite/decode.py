@@ -397,6 +397,18 @@ def reference_search(
     return Beams(tokens.view(requests, config.results, -1), scores.view(requests, config.results))
 
 
+def prepare(model: PreTrainedModel | BeamSearcher, config: DecodeConfig) -> PreTrainedModel | BeamSearcher:
+    """Pack a BART-like model's weights for our search; other architectures stay as they are and use the library's.
+
+    Args:
+        model: an encoder-decoder, or a searcher, which is returned as it is.
+        config: width and depth.
+    """
+    if isinstance(model, BeamSearcher) or model.config.model_type != "bart":
+        return model
+    return BeamSearcher(model, config)
+
+
 def suggest_queries(
     model: PreTrainedModel | BeamSearcher,
     tokenizer: PreTrainedTokenizerBase,
@@ -427,8 +439,7 @@ def suggest_queries(
     from tqdm.auto import tqdm
 
     found_per_prompt = min(config.beams, config.results + -(-config.results // 4))
-    if not isinstance(model, BeamSearcher) and model.config.model_type == "bart":
-        model = BeamSearcher(model, config)
+    model = prepare(model, config)
     if isinstance(model, BeamSearcher):
         if model.config != config:
             raise ValueError(f"the searcher was made with {model.config} and {config} was asked for; give it that one")

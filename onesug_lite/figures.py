@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 PALETTE = sns.color_palette("colorblind")
-BLUE, ORANGE, GREEN, RED, PURPLE = (PALETTE[place] for place in (0, 1, 2, 3, 4))
+BLUE, ORANGE, GREEN, RED = PALETTE[:4]
 GREY = "#6b6b6b"
 BEHAVIOUR_NAMES = {
     "order": "order",

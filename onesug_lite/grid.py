@@ -28,7 +28,7 @@ from onesug_lite.variants import VARIANTS, variant
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 RUN = "grid_run.ipynb"
 
-RECORDS = NOTEBOOKS.parent / "build" / "records"  # where the results chapter keeps its runs
+AHEAD = NOTEBOOKS.parent / "build" / "ahead"  # apart from the results chapter's records: both may run at once
 
 app = typer.Typer(add_completion=False, help="Run chapters, the grid of the tables, or refresh the notebooks.")
 
@@ -135,7 +135,7 @@ def _building_ahead(profile: str) -> Iterator[None]:
     """
     command = [sys.executable, "-m", "onesug_lite.grid", "table", "--profile", profile, "--seeds", "1"]
     with subprocess.Popen(
-        [*command, "--out", str(RECORDS)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        [*command, "--out", str(AHEAD)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as ahead:
         try:
             yield

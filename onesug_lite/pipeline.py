@@ -7,7 +7,6 @@ data flows.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from functools import cached_property
@@ -20,7 +19,7 @@ import torch
 
 from onesug_lite.generator import Examples
 from onesug_lite.log import BEHAVIOURS, Log, LogError, Split, clicked, read_log, split_by_time
-from onesug_lite.metrics import ranks, summary_table
+from onesug_lite.metrics import invalid_share, ranks, summary_table
 from onesug_lite.pairs import Pairs
 from onesug_lite.policy import OneSugPolicy
 from onesug_lite.popularity import PopularityCompletion
@@ -342,7 +341,7 @@ class Pipeline:
             rows = self.held_out(days)
             lists = self.policy(name)(rows)
             known = set(self.queries)
-            strange = [sum(query not in known for query in shown) / max(len(shown), 1) for shown in lists]
+            strange = [invalid_share([shown], known) for shown in lists]
             rows.select("request_id", "query", "behaviour", "training_clicks").with_columns(
                 rank=pl.Series(ranks(lists, rows["query"].to_list())).cast(pl.Int32),
                 unknown=pl.Series(strange, dtype=pl.Float64),
@@ -369,10 +368,6 @@ class Pipeline:
             np.random.default_rng(0),
             self.sizes.decode.results,
         )
-
-    def seconds(self, folder: Path) -> float:
-        """Seconds that building an entry took."""
-        return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["seconds"]
 
     def _seed(self) -> None:
         from onesug_lite.generator import set_seed

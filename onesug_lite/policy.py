@@ -16,7 +16,7 @@ from pathlib import Path
 
 import polars as pl
 
-from onesug_lite.decode import BeamSearcher, DecodeConfig, suggest_queries
+from onesug_lite.decode import DecodeConfig, prepare, suggest_queries
 from onesug_lite.generator import load_generator, save_generator
 from onesug_lite.prompt import PromptConfig, build_prompts, clean
 from onesug_lite.sid_search import PrefixSearch
@@ -53,8 +53,8 @@ class OneSugPolicy:
 
     @cached_property
     def _searcher(self):
-        """Our beam search with its weights packed once; other architectures go through the library's search."""
-        return BeamSearcher(self.model, self.decode) if self.model.config.model_type == "bart" else self.model
+        """The model as the search wants it, packed once and not at every request."""
+        return prepare(self.model, self.decode)
 
     def prompts(self, requests: pl.DataFrame) -> list[list[int]]:
         """Encoder input ids of each request.
