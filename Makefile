@@ -23,7 +23,7 @@ endif
 
 BOOK := build/book
 HTML := $(BOOK)/out/_build/html
-NOTEBOOKS := $(sort $(wildcard notebooks/0*.ipynb))
+NOTEBOOKS := $(sort $(wildcard notebooks/0*.ipynb)) $(sort $(wildcard notebooks/m*.ipynb))
 BENCHMARKS := $(sort $(wildcard benchmarks/[a-z]*.py))
 TORCH_PIN := $(shell sed -n 's/^torch==//p' requirements.lock)
 
@@ -72,6 +72,7 @@ book: $(INSTALLED) ## run every chapter and render the book; ends with the path 
 
 html: $(INSTALLED) ## render the chapters that are in build/book again, after a change of text
 	@rm -rf $(BOOK)/book && cp -R book $(BOOK)/book && cp _config.yml $(BOOK)/_config.yml
+	"$(BIN)python" -m data_synth.card --profile $(PROFILE) --store build/store --out $(BOOK)/book/data_card.md
 	cd $(BOOK) && "$(abspath $(BIN))/jupyter-book" build . --config _config.yml --toc book/_toc.yml \
 		--path-output out -W --keep-going --all --quiet
 	@echo && echo "The book: $(CURDIR)/$(HTML)/index.html"

@@ -1,262 +1,345 @@
-"""The catalogue: every query that can be suggested, what it is made of, and how much it is wanted and worth.
+r"""The catalogue: every query that can be suggested, what it is made of, and how much it is wanted and worth.
 
-A query is a product type, with or without a brand, an attribute and a modifier: ``norvik waterproof running
-shoes for men``. Popularity is a product of Zipf factors, so that what a shopper is likely to want stays in
-closed form.
+A query is a product type with or without a brand, a style, an attribute and a modifier: ``norvik black waterproof
+running shoes for men``. Every combination exists, so a query is a number in a mixed radix, its text is put together
+when it is needed, and ten million queries take no more memory than ten thousand. How much a query is wanted is a
+product of factors,
+
+.. math::
+
+    P(q \mid u, \tau) = \theta_{u,d} \; P_\tau(\text{type} \mid d) \; P_\tau(\text{brand} \mid \text{type}, u) \;
+    P(\text{style} \mid \text{type}) \; P(\text{attribute} \mid \text{type}, u) \;
+    P_\tau(\text{modifier} \mid \text{type}, u)
+
+for shopper :math:`u` on day :math:`\tau`, so that its posterior stays in closed form. A list of real queries is the
+same thing with one query a type and no other words.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from .config import MarketConfig, MarketError
-from .lexicon import AUDIENCES, LEXICON, PRICE_TIERS, words
+from .lexicon import EVENT, SLOTS, Lexicon, Word, list_lexicon, read_lexicon
 
-_ABSENT = (1.4, 2.2, 3.4)  # weight of no brand, no attribute, no modifier, beside Zipf weights that sum to 1
+_ABSENT = {"brand": 1.5, "style": 2.8, "attribute": 2.2, "modifier": 3.2}  # weight of none, beside words that sum to 1
+_PRICE_TIERS = 3
 
 
-class Vocabulary(NamedTuple):
-    """The lexicon as arrays. Index 0 of brands, attributes and modifiers means "none"."""
+class Pool(NamedTuple):
+    """Real queries to make a market of, sorted by department; see :func:`data_synth.query_list.build_pool`."""
 
-    departments: list[str]
-    shelves: np.ndarray  # (S,) department of each shelf
-    types: list[str]
-    synonyms: list[str]  # "" where a type has none
-    type_shelf: np.ndarray  # (T,)
-    type_department: np.ndarray  # (T,)
-    brands: list[str]
-    brand_department: np.ndarray  # (B,) -1 for none
-    brand_tier: np.ndarray  # (B,) index into PRICE_TIERS, -1 for none
-    brand_launch: np.ndarray  # (B,) bool, true for a brand that starts on the first test day
-    attributes: list[str]
-    attribute_shelf: np.ndarray  # (A,) -1 for none
-    modifiers: list[str]
-    modifier_department: np.ndarray  # (M,) -1 for none
-    modifier_audience: np.ndarray  # (M,) index into AUDIENCES, -1 where it names none
-    modifier_tier: np.ndarray  # (M,) index into PRICE_TIERS, -1 where it names none
-    shared: list[str]  # brands that share their name with a type of another department
+    text: list[str]  # N different queries
+    count: np.ndarray  # (N,) how often each was searched
+    department: np.ndarray  # (N,) ascending, none empty
+    family: np.ndarray  # (N,) near matches of each other
+    names: list[str]  # of the departments
+
+
+class Parts(NamedTuple):
+    """The parts of some queries, one code each, counted inside the department or shelf; 0 = none (but for types)."""
+
+    type: np.ndarray  # (N,) over all departments
+    brand: np.ndarray  # (N,)
+    style: np.ndarray  # (N,)
+    attribute: np.ndarray  # (N,)
+    modifier: np.ndarray  # (N,)
 
 
 class Catalogue(NamedTuple):
-    """One row per query. Rows ``[0, known)`` exist on every day, the others on the test days alone.
+    """The words as arrays and their weights. D departments, S shelves, T types; B, C, A, M words of a slot with none.
 
-    Both parts are sorted by type, hence by department. ``popularity`` sums to 1 in each part.
+    Periods number the stretches between two rebuilds of the policies' counts; launches and retirements fall on them.
     """
 
-    vocabulary: Vocabulary
-    known: int
-    text: np.ndarray  # (Q,) str objects, all different
-    type: np.ndarray  # (Q,)
-    department: np.ndarray  # (Q,)
-    shelf: np.ndarray  # (Q,)
-    brand: np.ndarray  # (Q,) 0 = none
-    attribute: np.ndarray  # (Q,) 0 = none
-    modifier: np.ndarray  # (Q,) 0 = none
-    popularity: np.ndarray  # (Q,) before any personal taste
-    attraction: np.ndarray  # (Q,) factor on the click probability of a near match
-    quality: np.ndarray  # (Q,) in 0..1, hidden until after the click
-    clickbait: np.ndarray  # (Q,) bool
-    price: np.ndarray  # (Q,) in the market's currency
+    lexicon: Lexicon
+    sizes: tuple[int, int, int, int, int]  # T, B, C, A, M
+    words: dict[str, list[Word]]  # of every slot, all groups one after the other, "" for none
+    shown: dict[str, pa.Array]  # their texts, null for none
+    type_department: np.ndarray  # (T,) ascending
+    type_shelf: np.ndarray  # (T,)
+    family: np.ndarray  # (T,) types of one family are near matches of each other
+    row: np.ndarray  # (T,) row of the tables below; one row serves all types of a list
+    department_share: np.ndarray  # (D,) of all searches
+    type_share: np.ndarray  # (days + 1, T) inside the department, by day; the last row is before the first day
+    brand_tier: np.ndarray  # (D, B) index into tiers, -1 for none
+    brand_since: np.ndarray  # (D, B) first period in which it exists
+    favourites: np.ndarray  # (D, B) bool, brands that may be somebody's favourite
+    brand: np.ndarray  # (periods, rows, tiers, B favourite, B) probability
+    style: np.ndarray  # (rows, C)
+    attribute: np.ndarray  # (rows, A favourite, A)
+    modifier: np.ndarray  # (periods, rows, audiences, tiers, M)
+    price: np.ndarray  # (T,) typical price in the market's currency
+    traits: np.ndarray  # (2,) uint64 keys of what a query hides: see attraction, quality, is_bait
+
+    @property
+    def size(self) -> int:
+        """Number of queries."""
+        return int(np.prod(self.sizes))
+
+    @property
+    def split_base(self) -> int:
+        """Queries of one type: ``query // split_base`` is the type."""
+        return int(np.prod(self.sizes[1:]))
+
+    def split(self, queries: np.ndarray) -> Parts:
+        """The parts of queries (any shape, -1 gives a type of -1)."""
+        rest, codes = np.asarray(queries, dtype=np.int64), []
+        for size in self.sizes[:0:-1]:
+            whole = rest // size  # three times as quick as np.divmod
+            codes.append(rest - whole * size)
+            rest = whole
+        return Parts(rest, *codes[::-1])
+
+    def join(self, parts: Parts) -> np.ndarray:
+        """The queries made of parts."""
+        number = np.asarray(parts[0], dtype=np.int64)
+        for size, code in zip(self.sizes[1:], parts[1:], strict=True):
+            number = number * size + code
+        return number
+
+    def word_rows(self, parts: Parts) -> dict[str, np.ndarray]:
+        """Row in ``words`` of each part of each query."""
+        department, shelf = self.type_department[parts.type], self.type_shelf[parts.type]
+        _, brands, styles, attributes, modifiers = self.sizes
+        return {
+            "type": parts.type,
+            "brand": department * brands + parts.brand,
+            "style": shelf * styles + parts.style,
+            "attribute": shelf * attributes + parts.attribute,
+            "modifier": department * modifiers + parts.modifier,
+        }
+
+    def texts(self, queries: np.ndarray) -> pa.Array:
+        """The texts of queries (N,), as they are shown."""
+        rows = self.word_rows(self.split(queries))
+        columns = [self.shown[slot].take(pa.array(rows[slot])) for slot in self.lexicon.order]
+        return pc.binary_join_element_wise(*columns, self.lexicon.separator, null_handling="skip")
+
+    def find(self, texts: Sequence[str]) -> np.ndarray:
+        """The queries that have these texts, -1 where there is none.
+
+        Raises:
+            MarketError: the pool is too large to be listed.
+        """
+        if self.size > 3_000_000:
+            raise MarketError(f"the pool has {self.size:,} queries; texts can be looked up among 3 million at most")
+        found = pc.index_in(pa.array(texts, pa.string()), value_set=self.texts(np.arange(self.size)))
+        return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+    def born(self, config: MarketConfig, queries: np.ndarray) -> np.ndarray:
+        """First day on which each query exists."""
+        parts = self.split(queries)
+        period = self.brand_since[self.type_department[parts.type], parts.brand]
+        day = np.maximum(config.days + (period - period_of(config, config.days)) * config.period_days, 0)
+        return np.maximum(day, (self.type_share[:-1] > 0).argmax(axis=0)[parts.type])
+
+    def uniform(self, queries: np.ndarray, trait: int) -> np.ndarray:
+        """A number in [0, 1) that belongs to each query for good: its bits mixed (splitmix64), no table needed."""
+        bits = np.asarray(queries).astype(np.uint64) + self.traits[trait]
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
+        return ((bits ^ (bits >> np.uint64(31))) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+
+    def is_bait(self, queries: np.ndarray, share: float) -> np.ndarray:
+        """Whether a query attracts more clicks than it can satisfy."""
+        return self.uniform(queries, 0) < share
+
+    def attraction(self, queries: np.ndarray, config: MarketConfig) -> np.ndarray:
+        """Factor on the click probability of a near match, around 1."""
+        number = self.uniform(queries, 0)  # bait sits at the lower end, so the rest is spread anew
+        rest = np.clip((number - config.clickbait) / max(1.0 - config.clickbait, 1e-6), 0.0, 1.0)
+        factor = np.float32(0.45) + np.float32(1.1) * rest
+        return np.where(number < config.clickbait, np.float32(config.bait_attraction), factor)
+
+    def quality(self, queries: np.ndarray, config: MarketConfig) -> np.ndarray:
+        """How well what lies behind the query serves, in 0..1; hidden until after the click."""
+        number = self.uniform(queries, 1)
+        return np.where(self.is_bait(queries, config.clickbait), 0.2 * number, 0.3 + 0.65 * number)
 
 
-def read_vocabulary() -> Vocabulary:
-    """Turn the word lists into indexed arrays."""
-    shelves, types, synonyms, type_shelf = [], [], [], []
-    brands, brand_department, launch, shared = [""], [-1], [False], []
-    attributes, attribute_shelf = [""], [-1]
-    modifiers, modifier_department, audience, tier = [""], [-1], [-1], [-1]
-    for number, department in enumerate(LEXICON):
-        for brand in words(department.brands):
-            brands.append(brand.rstrip("*"))
-            brand_department.append(number)
-            launch.append(False)
-            if brand.endswith("*"):
-                shared.append(brand.rstrip("*"))
-        brands.append(department.launch)
-        brand_department.append(number)
-        launch.append(True)
-        for modifier in words(department.modifiers):
-            text, _, tag = modifier.partition("@")
-            modifiers.append(text)
-            modifier_department.append(number)
-            audience.append(AUDIENCES.index(tag) if tag in AUDIENCES else -1)
-            tier.append(PRICE_TIERS.index(tag) if tag in PRICE_TIERS else -1)
-        for shelf in department.shelves:
-            for entry in words(shelf.types):
-                name, _, synonym = entry.partition("|")
-                types.append(name)
-                synonyms.append(synonym)
-                type_shelf.append(len(shelves))
-            for attribute in words(shelf.attributes):
-                attributes.append(attribute)
-                attribute_shelf.append(len(shelves))
-            shelves.append(number)
-    brand_tier = np.arange(len(brands)) % len(PRICE_TIERS)
-    brand_tier[0] = -1
-    return Vocabulary(
-        [department.name for department in LEXICON],
-        np.array(shelves),
-        types,
-        synonyms,
-        np.array(type_shelf),
-        np.array(shelves)[type_shelf],
-        brands,
-        np.array(brand_department),
-        brand_tier,
-        np.array(launch),
-        attributes,
-        np.array(attribute_shelf),
-        modifiers,
-        np.array(modifier_department),
-        np.array(audience),
-        np.array(tier),
-        shared,
-    )
+def text_column(texts: Iterable[str]) -> pa.Array:
+    """Texts as an Arrow array, null for an empty one."""
+    return pa.array([text or None for text in texts], pa.string())
 
 
-def join_words(vocabulary: Vocabulary, brand: int, attribute: int, type_: str, modifier: int) -> str:
-    """Write a query as a shopper would: brand, attribute, type, modifier; the parts that are there."""
-    parts = (
-        vocabulary.brands[brand],
-        vocabulary.attributes[attribute],
-        type_,
-        vocabulary.modifiers[modifier],
-    )
-    return " ".join(part for part in parts if part)
+def period_of(config: MarketConfig, day: np.ndarray | int) -> np.ndarray:
+    """Period of a day; one starts on the first test day, and days before the first belong to period 0."""
+    before = -(-config.days // config.period_days)
+    return np.maximum((np.asarray(day) - config.days) // config.period_days + before, 0)
 
 
-def build_catalogue(config: MarketConfig, rng: np.random.Generator) -> Catalogue:
-    r"""Draw the queries of a market.
-
-    All combinations are weighted by :math:`\prod_f \mathrm{zipf}_f \cdot e^{\epsilon}` and drawn without
-    replacement by the square root of that weight, so that the pool holds the popular ones and a long tail.
-    The new queries are combinations left over, half of them with a brand that nobody has seen before.
+def build_catalogue(config: MarketConfig, rng: np.random.Generator, queries: Pool | None = None) -> Catalogue:
+    """Draw the weights of all words of a market, and how they move over its days.
 
     Args:
-        config: the market; ``queries`` and ``new_queries`` set the size.
+        config: the market; ``types``, ``brands``, ``styles``, ``attributes`` and ``modifiers`` set how many of the
+            lexicon's words are used, and so the size of the pool.
         rng: source of every draw.
-
-    Returns:
-        The catalogue, sorted by type inside its known and its new part.
-
-    Raises:
-        MarketError: the lexicon has fewer combinations than asked for.
+        queries: real queries to make the market of, instead of the lexicon's words.
     """
-    vocabulary = read_vocabulary()
-    parts = _combinations(vocabulary)  # type, brand, attribute, modifier: (C,) each
-    weight = _zipf_product(vocabulary, parts, config, rng)
-    type_, brand, attribute, modifier = parts
-    old = ~vocabulary.brand_launch[brand]
-    if config.queries > old.sum() * 0.9:
-        raise MarketError(
-            f"queries is {config.queries}; the lexicon serves up to {int(old.sum() * 0.9)}: lower queries or "
-            "add words to data_synth/lexicon.py"
+    if queries is None:
+        lexicon = read_lexicon(config.locale)
+        words, departments, shelves, families = _lexicon_words(lexicon, config)
+        base = np.concatenate(
+            [rng.permutation(_zipf(config.types, config.zipf)) for _ in range(departments.max() * 2 + 2)]
         )
-    # Gumbel top-k: a draw without replacement. The bare type always wins: every type can be searched.
-    key = 0.5 * np.log(weight) + rng.gumbel(size=weight.size)
-    key[(brand == 0) & (attribute == 0) & (modifier == 0)] = np.inf
-    known = _top(np.where(old, key, -np.inf), config.queries)
-    new = _new_rows(vocabulary, parts, key, known, config)
-    known, new = np.sort(known), np.sort(new)  # combinations are written in the order of their types
-    rows = np.concatenate([known, new])
+    else:
+        lexicon = list_lexicon(queries.names)
+        words = {slot: [Word("")] * len(queries.names) for slot in SLOTS} | {
+            "type": [Word(text) for text in queries.text]
+        }
+        departments, shelves, families = queries.department, queries.department, queries.family
+        base = np.asarray(queries.count, dtype=float)
+    count = len(lexicon.departments)
+    types = departments.size
+    brands, modifiers = (len(words[slot]) // count for slot in ("brand", "modifier"))
+    styles, attributes = (len(words[slot]) // (shelves.max() + 1) for slot in ("style", "attribute"))
+    row = np.arange(types) if queries is None else np.zeros(types, dtype=np.int64)
+    rows = int(row.max()) + 1
+    periods = int(period_of(config, config.days + config.test_days - 1)) + 1
 
-    department = vocabulary.type_department[type_[rows]]
-    popularity = weight[rows]
-    for part in (slice(0, known.size), slice(known.size, rows.size)):
-        popularity[part] /= popularity[part].sum() if rows[part].size else 1.0
-    clickbait = rng.random(rows.size) < config.clickbait
-    attraction = rng.lognormal(-0.08, 0.4, rows.size) * np.where(clickbait, config.bait_attraction, 1.0)
-    quality = np.where(clickbait, rng.beta(1.5, 12.0, rows.size), rng.beta(4.0, 3.0, rows.size))
-    base = np.array([entry.price for entry in LEXICON])[department]
-    type_price = rng.lognormal(0.0, 0.5, len(vocabulary.types))[type_[rows]]
-    tier = vocabulary.brand_tier[brand[rows]] + vocabulary.modifier_tier[modifier[rows]] - 1
-    price = np.round(base * type_price * 1.4 ** np.clip(tier, -2, 2) * rng.lognormal(0.0, 0.15, rows.size), 2)
-    text = np.empty(rows.size, dtype=object)
-    text[:] = [
-        join_words(vocabulary, brand[row], attribute[row], vocabulary.types[type_[row]], modifier[row])
-        for row in rows.tolist()
-    ]
+    base *= rng.lognormal(0.0, config.pairing, types) if queries is None else 1.0
+    share = np.bincount(departments, base, count) * (rng.lognormal(0.0, 0.3, count) if queries is None else 1.0)
+    since, until = _lives(config, rng, count, brands, periods)
+    type_share = _type_shares(config, rng, base, departments)
+    if brands == 1:  # a list has no brands: its queries come and go themselves
+        type_share = _come_and_go(config, rng, type_share, departments)
+
+    tier = np.full((count, brands), -1)
+    tier[:, 1:] = (np.arange(brands - 1) + np.arange(count)[:, None]) % _PRICE_TIERS
+    of_type = {slot: _slot_weights(config, rng, slot, size, rows) for slot, size in
+               (("brand", brands), ("style", styles), ("attribute", attributes), ("modifier", modifiers))}  # fmt: skip
+    home = departments if queries is None else np.zeros(1, dtype=np.int64)  # department of each row
+    alive = (since <= np.arange(periods)[:, None, None]) & (np.arange(periods)[:, None, None] < until)  # (P, D, B)
+    liked = np.where(tier[home][:, None, :] == np.arange(_PRICE_TIERS)[:, None], 1.5, 0.8)  # (rows, tiers, B)
+    liked[:, :, 0] = 1.0
+    own = np.where(np.eye(brands, dtype=bool), config.brand_boost, 1.0)  # (B favourite, B)
+    own[0] = own[:, 0] = 1.0
+    brand = (of_type["brand"] * alive[:, home])[:, :, None, None] * liked[:, :, None] * own  # (P, rows, tiers, B, B)
+    own = np.where(np.eye(attributes, dtype=bool), config.attribute_boost, 1.0)
+    own[0] = own[:, 0] = 1.0
+    modifier = of_type["modifier"][:, None, None, :] * _modifier_factors(
+        config, rng, lexicon, words["modifier"], home, modifiers, periods
+    )
+    shown = {slot: text_column(word.text for word in words[slot]) for slot in SLOTS}
+    prices = np.array([department.price for department in lexicon.departments])[departments]
     return Catalogue(
-        vocabulary,
-        known.size,
-        text,
-        type_[rows],
-        department,
-        vocabulary.type_shelf[type_[rows]],
-        brand[rows],
-        attribute[rows],
-        modifier[rows],
-        popularity,
-        attraction,
-        quality,
-        clickbait,
-        np.maximum(price, 0.5),
-    )
+        lexicon, (types, brands, styles, attributes, modifiers), words, shown, departments, shelves, families, row,
+        share / share.sum(), type_share, tier, since, (since == 0) & (until >= periods) & (np.arange(brands) > 0),
+        _normalised(brand), _normalised(of_type["style"]), _normalised(of_type["attribute"][:, None] * own),
+        _normalised(modifier), prices * rng.lognormal(0.0, 0.5, types), rng.integers(2**63, size=2).astype(np.uint64),
+    )  # fmt: skip
 
 
-def _combinations(vocabulary: Vocabulary) -> tuple[np.ndarray, ...]:
-    """Every type with every brand, attribute and modifier of its department and shelf, none included."""
-    parts = []
-    for type_, (shelf, department) in enumerate(zip(vocabulary.type_shelf, vocabulary.type_department, strict=True)):
-        brands = np.append(0, np.flatnonzero(vocabulary.brand_department == department))
-        attributes = np.append(0, np.flatnonzero(vocabulary.attribute_shelf == shelf))
-        modifiers = np.append(0, np.flatnonzero(vocabulary.modifier_department == department))
-        grid = np.meshgrid([type_], brands, attributes, modifiers, indexing="ij")
-        parts.append(np.stack([axis.ravel() for axis in grid]))
-    return tuple(np.concatenate(parts, axis=1).astype(np.int32))
+def _lexicon_words(lexicon: Lexicon, config: MarketConfig):
+    """The first words of every list, group after group, and the department, shelf and family of every type."""
+    words: dict[str, list[Word]] = {slot: [] for slot in SLOTS}
+    shelves, owners = [], []
+    none = [Word("")]
+    for number, department in enumerate(lexicon.departments):
+        words["brand"] += none + _first(department.brands, config.brands, "brands", department.name)
+        words["modifier"] += none + _first(department.modifiers, config.modifiers, "modifiers", department.name)
+        for shelf in department.shelves:
+            words["type"] += _first(shelf.types, config.types, "types", department.name)
+            words["style"] += none + _first(shelf.styles, config.styles, "styles", department.name)
+            words["attribute"] += none + _first(shelf.attributes, config.attributes, "attributes", department.name)
+            shelves += [len(owners)] * config.types
+            owners.append(number)
+    shelf = np.array(shelves)
+    return words, np.array(owners)[shelf], shelf, np.arange(shelf.size)
 
 
-def _zipf_product(vocabulary: Vocabulary, parts, config: MarketConfig, rng) -> np.ndarray:
-    """Popularity of every combination: Zipf factors of its parts, the size of the department, and noise."""
-    groups = (
-        (vocabulary.type_department, None),
-        (vocabulary.brand_department, _ABSENT[0]),
-        (vocabulary.attribute_shelf, _ABSENT[1]),
-        (vocabulary.modifier_department, _ABSENT[2]),
-    )
-    weight = rng.lognormal(0.0, config.query_noise, parts[0].size)
-    for part, (group, absent) in zip(parts, groups, strict=True):
-        factor = np.empty(group.size)
-        for member in range(group.max() + 1):
-            rows = np.flatnonzero(group == member)
-            zipf = (1.0 + np.arange(rows.size)) ** -config.zipf
-            factor[rows] = rng.permutation(zipf / zipf.sum())
-        if absent is not None:
-            factor[0] = absent
-        weight *= factor[part]
-    size = rng.lognormal(0.0, 0.3, len(vocabulary.departments))
-    return weight * size[vocabulary.type_department[parts[0]]]
-
-
-def _new_rows(vocabulary: Vocabulary, parts, key, known, config: MarketConfig) -> np.ndarray:
-    """Combinations for the test days: an equal share a department, half with the brand launched that day."""
-    if config.new_queries == 0:
-        return np.empty(0, dtype=np.int64)
-    departments = len(vocabulary.departments)
-    if config.new_queries < 2 * departments:
+def _first(words: list[Word], count: int, name: str, department: str) -> list[Word]:
+    if len(words) < count:
         raise MarketError(
-            f"new_queries is {config.new_queries}; expected 0 or at least {2 * departments}, two a department"
+            f"{name} is {count}; department {department!r} has {len(words)}: lower {name} or add words to the lexicon"
         )
-    free = key.copy()
-    free[known] = -np.inf
-    department = vocabulary.type_department[parts[0]]
-    launched = vocabulary.brand_launch[parts[1]]
-    rows = []
-    for number in range(departments):
-        share = config.new_queries // departments + (number < config.new_queries % departments)
-        for group, count in ((launched, share // 2), (~launched, share - share // 2)):
-            inside = group & (department == number) & np.isfinite(free)
-            if inside.sum() < count:
-                raise MarketError(
-                    f"new_queries is {config.new_queries}; department {vocabulary.departments[number]!r} has "
-                    f"only {int(inside.sum())} combinations left of {count} needed: lower new_queries or "
-                    "queries"
-                )
-            rows.append(_top(np.where(inside, free, -np.inf), count))
-    return np.concatenate(rows)
+    return words[:count]
 
 
-def _top(key: np.ndarray, count: int) -> np.ndarray:
-    return np.argsort(-key, kind="stable")[:count]
+def _zipf(count: int, exponent: float) -> np.ndarray:
+    weight = (1.0 + np.arange(count)) ** -exponent
+    return weight / weight.sum()
+
+
+def _slot_weights(config: MarketConfig, rng, slot: str, size: int, rows: int) -> np.ndarray:
+    """(rows, size) weights: Zipf in an order of its own for each row of words, some pairs closer than others."""
+    weight = np.ones((rows, size))
+    if size > 1:
+        weight[:, 1:] = _zipf(size - 1, config.zipf) * rng.lognormal(0.0, config.pairing, (rows, size - 1))
+        weight[:, 0] = _ABSENT[slot]
+    return weight
+
+
+def _lives(config: MarketConfig, rng, departments: int, brands: int, periods: int) -> tuple[np.ndarray, np.ndarray]:
+    """First period of every brand and the first without it. One a department is launched on the first test day."""
+    since = np.zeros((departments, brands), dtype=np.int64)
+    until = np.full((departments, brands), periods)
+    first_test = int(period_of(config, config.days))
+    launched = 0 if config.launched == 0 else 1 + round(config.launched * (brands - 1))
+    retired = round(config.retired * (brands - 1))
+    for department in range(departments if brands > 2 else 0):
+        launch, retire = np.split(1 + rng.permutation(brands - 1)[: launched + retired], [launched])
+        since[department, launch] = rng.integers(1, max(first_test, 2), launch.size)
+        since[department, launch[:1]] = first_test
+        until[department, retire] = rng.integers(1, periods, retire.size)
+    return since, until
+
+
+def _type_shares(config: MarketConfig, rng, base: np.ndarray, departments: np.ndarray) -> np.ndarray:
+    """(days + 1, T) share of each type in its department: a slow random walk and a weekly season on its base."""
+    days, types = config.days + config.test_days, base.size
+    walk = np.zeros((days + 1, types), dtype=np.float64)
+    walk[0] = rng.normal(0.0, config.trend, types)
+    for day in range(1, days):
+        walk[day] = 0.9 * walk[day - 1] + rng.normal(0.0, config.trend * np.sqrt(1 - 0.9**2), types)
+    walk[:days] += config.season * np.sin(2 * np.pi * (np.arange(days)[:, None] / 7 + rng.random(types)))
+    weight = np.exp(walk) * base
+    start = np.flatnonzero(np.r_[True, departments[1:] != departments[:-1]])
+    total = np.add.reduceat(weight, start, axis=1)
+    return weight / np.repeat(total, np.diff(np.r_[start, types]), axis=1)
+
+
+def _come_and_go(config: MarketConfig, rng, share: np.ndarray, departments: np.ndarray) -> np.ndarray:
+    """Let some types start late and some end early; no department loses its most wanted one."""
+    days, types = config.days + config.test_days, share.shape[1]
+    number = rng.random(types)
+    periods = period_of(config, np.arange(days))
+    since = np.where(number < config.launched, rng.integers(1, periods[-1] + 1, types), 0)
+    until = np.where(number > 1 - config.retired, rng.integers(1, periods[-1] + 1, types), periods[-1] + 1)
+    for department in np.unique(departments):
+        at = np.flatnonzero(departments == department)
+        best = at[share[-1, at].argmax()]
+        since[best], until[best] = 0, periods[-1] + 1
+    alive = (since <= periods[:, None]) & (periods[:, None] < until)
+    share = share * np.vstack([alive, since == 0])
+    start = np.flatnonzero(np.r_[True, departments[1:] != departments[:-1]])
+    total = np.add.reduceat(share, start, axis=1)
+    return share / np.repeat(total, np.diff(np.r_[start, types]), axis=1)
+
+
+def _modifier_factors(config, rng, lexicon: Lexicon, words: list[Word], home, size: int, periods: int) -> np.ndarray:
+    """(P, rows, audiences, tiers, M) what each modifier is worth to a shopper in a period."""
+    tags = np.array([word.tag for word in words], dtype=object).reshape(-1, size)
+    factor = np.ones((periods, tags.shape[0], len(lexicon.audiences), _PRICE_TIERS, size))
+    for names, axis, boost in ((lexicon.audiences, 2, config.audience_boost), (lexicon.tiers, 3, config.price_boost)):
+        for number, name in enumerate(names):
+            own = np.full(len(names), 1.0 / boost)
+            own[number] = boost
+            shape = [1] * 5
+            shape[axis] = len(names)
+            factor *= np.where((tags == name)[None, :, None, None, :], own.reshape(shape), 1.0)
+    peak = rng.integers(0, periods, tags.shape)  # of each event, each department's by itself
+    near = np.exp(-0.5 * (np.arange(periods)[:, None, None] - peak) ** 2)
+    height = np.where(tags == EVENT, 0.3 + (config.event - 0.3) * near, 1.0)  # (P, D, M)
+    return (factor * height[:, :, None, None, :])[:, home]
+
+
+def _normalised(weight: np.ndarray) -> np.ndarray:
+    return weight / weight.sum(axis=-1, keepdims=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -19,12 +20,15 @@ def _stop(error: Exception) -> None:
 
 
 def _words(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+    return [part.strip() for part in re.split("[,，、]", text) if part.strip()]  # Chinese commas too
 
 
 @app.command()
 def train(
-    log: Annotated[Path, typer.Argument(help="folder with requests.parquet and candidates.parquet")],
+    log: Annotated[
+        Path,
+        typer.Argument(help="folder with the tables requests and candidates, each a .parquet file or a folder of them"),
+    ],
     out: Annotated[Path, typer.Option(help="folder of the trained suggester")] = DEFAULT_MODEL,
     variant: Annotated[str, typer.Option(help="row of the results table to train")] = "onesug",
     size: Annotated[str, typer.Option(help="smoke, lite or full")] = "lite",
@@ -67,7 +71,10 @@ def suggest(
 
 @app.command()
 def evaluate(
-    log: Annotated[Path, typer.Argument(help="folder with requests.parquet and candidates.parquet")],
+    log: Annotated[
+        Path,
+        typer.Argument(help="folder with the tables requests and candidates, each a .parquet file or a folder of them"),
+    ],
     variant: Annotated[list[str] | None, typer.Option(help="rows of the table; repeat for several")] = None,
     size: Annotated[str, typer.Option(help="smoke, lite or full")] = "lite",
     seed: Annotated[int, typer.Option(help="seed of everything trained or drawn")] = 0,

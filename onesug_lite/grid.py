@@ -66,8 +66,8 @@ def run_notebook(source: Path, target: Path, parameters: dict, progress: bool = 
 
 
 def chapter_paths() -> list[Path]:
-    """The book's chapters in order: notebooks whose name starts with two digits."""
-    return sorted(path for path in NOTEBOOKS.glob("*.ipynb") if re.match(r"\d\d_", path.name))
+    """The book's chapters in order: notebooks named by two digits, then those of the market, ``m1_`` and on."""
+    return sorted(path for path in NOTEBOOKS.glob("*.ipynb") if re.match(r"(\d\d|m\d)_", path.name))
 
 
 def run_table(
@@ -171,11 +171,16 @@ def refresh(profile: str = "lite") -> None:
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)
             if cell.cell_type == "code":
-                cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+                cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
         notebook.metadata.pop("widgets", None)
         temporary = path.with_suffix(".new")
         nbformat.write(notebook, temporary)
         os.replace(temporary, path)
+
+
+def _is_progress(output: dict) -> bool:
+    """Whether an output is a progress line or bar of whoever ran the notebook."""
+    return output.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in output.get("data", {})
 
 
 if __name__ == "__main__":

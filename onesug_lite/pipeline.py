@@ -7,6 +7,7 @@ data flows.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from dataclasses import replace
 from functools import cached_property
@@ -18,7 +19,7 @@ import polars as pl
 import torch
 
 from onesug_lite.generator import Examples
-from onesug_lite.log import BEHAVIOURS, Log, LogError, Split, clicked, read_log, split_by_time
+from onesug_lite.log import BEHAVIOURS, Log, LogError, Split, clicked, log_files, read_log, split_by_time
 from onesug_lite.metrics import invalid_share, ranks, summary_table
 from onesug_lite.pairs import Pairs
 from onesug_lite.policy import OneSugPolicy
@@ -49,7 +50,7 @@ class Pipeline:
     """Lazy chain of stages over one log.
 
     Args:
-        log: folder with ``requests.parquet`` and ``candidates.parquet``.
+        log: folder with the two tables of :mod:`onesug_lite.log`.
         profile: ``smoke``, ``lite``, ``full`` or a :class:`Sizes` of your own.
         seed: of everything that is trained or drawn.
         store: folder of the artefacts.
@@ -79,11 +80,10 @@ class Pipeline:
 
     @cached_property
     def log_fingerprint(self) -> str:
-        """Checksum of the two Parquet files."""
-        paths = [self.log_folder / name for name in ("requests.parquet", "candidates.parquet")]
-        if not all(path.is_file() for path in paths):
-            read_log(self.log_folder)  # says which one is missing
-        return "-".join(hash_file(path)[:16] for path in paths)
+        """Checksum of the names and bytes of all files of both tables."""
+        files = {name: file for table in log_files(self.log_folder).values() for name, file in table.items()}
+        listing = "".join(f"{name} {hash_file(file)}\n" for name, file in files.items())
+        return hashlib.sha256(listing.encode()).hexdigest()[:32]
 
     @cached_property
     def split(self) -> Split:

@@ -85,8 +85,9 @@ def train_tokenizer(texts: Iterable[str], config: PromptConfig) -> PreTrainedTok
     """Train a byte-level BPE tokeniser.
 
     Words are split into the most frequent byte sequences; since every byte has a token, any text, in any
-    script, can be written and read back. Give it texts of the training days only, or the test leaks into the
-    vocabulary.
+    script, can be written and read back. Chinese has no blanks between words, and whole queries would become
+    single tokens that share nothing with what was typed of them; so each Chinese character stands alone.
+    Give it texts of the training days only, or the test leaks into the vocabulary.
 
     Args:
         texts: prefixes, queries and profile attributes; a text given twice counts twice.
@@ -101,7 +102,7 @@ def train_tokenizer(texts: Iterable[str], config: PromptConfig) -> PreTrainedTok
 
     Source: ours; BART's tokeniser is of the same kind.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     smallest = 256 + len(CONTROL_TOKENS)
@@ -111,8 +112,16 @@ def train_tokenizer(texts: Iterable[str], config: PromptConfig) -> PreTrainedTok
             "give at least that many"
         )
     tokenizer = Tokenizer(models.BPE())
-    # A blank before each text makes a word the same token at the start of a query and inside one.
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    # A blank before each text makes a word the same token at the start of a query and inside one. Before a Chinese
+    # character it would do the opposite.
+    tokenizer.normalizer = normalizers.Prepend(" ")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\A (?=\p{Han})"), "removed"),
+            pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,

@@ -24,3 +24,13 @@ def road(market):
     from onesug_lite.pipeline import Pipeline
 
     return Pipeline(market / "log", "smoke", 0, STORE)
+
+
+@pytest.fixture(scope="session")
+def chinese():
+    """The road on a Chinese smoke market: its log, and what nothing is trained for."""
+    import data_synth
+    from onesug_lite.pipeline import Pipeline
+
+    market = data_synth.open_market(data_synth.market_config("smoke", locale="zh"), STORE)
+    return Pipeline(market / "log", "smoke", 0, STORE)

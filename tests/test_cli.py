@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, STORE
 from typer.testing import CliRunner
 
-from onesug_lite.cli import app
+from onesug_lite.cli import _words, app
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,10 @@ def test_suggest_is_the_policy(model, road):
     shown = run("suggest", "app", "--history", "green tea", "--profile", "women", "--model", model, "--count", 3)
     expected = road.policy("onesug").suggest("app", ["green tea"], ["women"])[:3]
     assert [line.split(maxsplit=2)[2] for line in shown.output.splitlines()] == [query for query, _ in expected]
+
+
+def test_a_history_may_hold_chinese_commas():
+    assert _words("绿茶，苹果汁、梨, tea ,") == ["绿茶", "苹果汁", "梨", "tea"]
 
 
 def test_evaluate_prints_the_table(market, road):

@@ -1,9 +1,20 @@
 """Figures and tables: what is drawn is what was given, the same bytes each time, nothing half written."""
 
+import warnings
+
+import matplotlib.pyplot as plt
 import polars as pl
 import pytest
+from matplotlib import font_manager
 
 from onesug_lite import figures
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
 
 DATA = pl.DataFrame({"position": [1, 2, 3], "shown": [100, 100, 100], "clicked": [40, 10, 5]})
 
@@ -31,6 +42,12 @@ def test_table_keeps_whole_numbers_whole():
     assert "<td>1</td>" in html and "0.250" in html and "tea · milk" in html and "nan" not in html.lower()
 
 
+def test_a_table_breaks_lines_when_told():
+    frame = pl.DataFrame({"why": ["a long reason"]})
+    assert 'class="dataframe"' in figures.table(frame).data
+    assert 'class="dataframe wrap"' in figures.table(frame, wrap=True).data
+
+
 @pytest.mark.parametrize("text", ["short", "a finding so long that one line of the figure cannot hold it " * 2])
 def test_long_titles_wrap(text):
     figures.use_style()
@@ -40,3 +57,176 @@ def test_long_titles_wrap(text):
     figure = figures.forest(data, text)
     limit = figure.get_figwidth() * 8.6
     assert all(len(line) <= limit for line in figure.get_suptitle().split("\n"))
+
+
+SPANS = pl.DataFrame(
+    {
+        "statistic": ["prefix_length", "query_words", "head_half", "position_bias"],
+        "ours": [4.6, 3.0, 0.3, 0.9],
+        "low": [9.2, 2.0, 0.02, 0.9],
+        "high": [9.2, 4.5, 0.045, 0.9],
+        "verdict": ["below", "inside", "above", "inside"],
+    }
+)
+
+
+def test_published_spans_counts_what_lies_inside_and_names_the_farthest():
+    figure = figures.published_spans(SPANS)
+    assert figure.get_suptitle() == "2 of 4 lie inside; the farthest out is head half, at 10 times its middle"
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["prefix length", "position bias", "query words", "head half"]  # by their distance
+    lines = {line.get_label(): list(line.get_xdata()) for line in figure.axes[0].get_lines()}
+    assert lines["ours, inside"] == [1.0, 1.0] and lines["ours, outside"] == pytest.approx([0.5, 10.0])
+
+
+def test_published_spans_with_everything_inside():
+    inside = SPANS.filter(pl.col("verdict") == "inside")
+    assert figures.published_spans(inside).get_suptitle().startswith("2 of 2 lie inside")
+
+
+def test_click_habits_says_where_and_when():
+    data = pl.DataFrame({"habit": ["position"] * 2 + ["characters"] * 3, "value": [1, 2, 1, 2, 3],
+                         "share": [0.7, 0.3, 0.2, 0.2, 0.6]})  # fmt: skip
+    assert figures.click_habits(data).get_suptitle().replace("\n", " ") == (
+        "The first place takes 70% of clicks; half of them come within 3 characters"
+    )
+
+
+@pytest.mark.parametrize(("exponent", "word"), [(0.7, "flatter than"), (0.9, "as steep as"), (1.2, "steeper than")])
+def test_rank_frequency_compares_slopes(exponent, word):
+    data = pl.DataFrame({"rank": range(1, 201), "searches": [200 // rank for rank in range(1, 201)]})
+    title = figures.rank_frequency(data, exponent, 0.83, 1.0).axes[0].get_title(loc="left").replace("\n", " ")
+    assert f"is {word} published ones (slope {exponent:.2f}); 50% of queries occur once" in title
+
+
+def test_drift_names_the_widest_move_of_each_panel():
+    lines = [("types", "tea", 0.01, 0.05), ("types", "milk", 0.02, 0.02), ("brands", "new", 0.0, 0.03)]
+    data = pl.DataFrame(
+        [{"panel": panel, "line": line, "day": day, "share": share} for panel, line, *both in lines
+         for day, share in enumerate(both, 1)]
+    )  # fmt: skip
+    title = figures.drift(data, 2).get_suptitle().replace("\n", " ")
+    assert title == "Demand drifts over the days: tea from 1.0% to 5.0% of searches, new from 0.0% to 3.0%"
+
+
+# ---------------------------------------------------------------- Chinese labels
+@pytest.fixture
+def no_chinese_font(monkeypatch):
+    monkeypatch.setattr(figures, "_installed", dict)
+    figures._say_once.cache_clear()
+
+
+@pytest.fixture
+def chinese_font(monkeypatch):
+    """A font with a few Chinese letters, behind one that lacks some of them."""
+    letters, held = figures._letters, {"some.ttf": frozenset("苹"), "all.ttf": frozenset("苹果耳机")}
+    monkeypatch.setattr(figures, "_installed", lambda: {"Some Hei": "some.ttf", "Whole Hei": "all.ttf"})
+    monkeypatch.setattr(figures, "_letters", lambda file: held.get(file) or letters(file))
+
+
+TYPED = pl.DataFrame(
+    {"prefix": ["苹", "p", "苹果"], "script": ["characters", "pinyin", "characters"], "clicks": [5, 4, 1]}
+)
+
+
+def test_labels_that_the_usual_font_draws_stay_as_they_are(chinese_font, capsys):
+    texts = ["apple", "píng guǒ", "-1 | 2 %", ""]
+    assert figures.legible(texts) == (texts, ["DejaVu Sans"])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_font_with_all_letters_stands_behind_the_usual_one(chinese_font, capsys):
+    assert figures.legible(["苹果", "apple"]) == (["苹果", "apple"], ["DejaVu Sans", "Whole Hei"])
+    assert figures.legible(["苹"]).family == ["DejaVu Sans", "Some Hei"]
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_font_labels_are_transliterated_and_it_is_said_once(no_chinese_font, capsys):
+    assert figures.legible(["苹果耳机", "pingg"]) == (["píng guǒ ěr jī", "pingg"], ["DejaVu Sans"])
+    assert figures.legible(["手机 4k"]).texts == ["shǒu jī 4k"]
+    assert figures.legible(["🎁"]).texts == ["?"]
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_font_that_lacks_a_letter_is_not_taken(chinese_font):
+    assert figures.legible(["苹果汁"]) == (["píng guǒ zhī"], ["DejaVu Sans"])
+
+
+def test_fonts_known_for_chinese_come_first_and_the_font_of_boxes_never(monkeypatch):
+    names = ["Zapf", "SimHei", "Last Resort High-Efficiency", "Aharoni", "Noto Sans CJK SC"]
+    entries = [font_manager.FontEntry(fname=f"{name}.ttf", name=name, weight=400) for name in names]
+    entries.insert(0, font_manager.FontEntry(fname="light.ttf", name="SimHei", weight=800))
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", entries)
+    monkeypatch.setattr(font_manager, "findSystemFonts", list)
+    assert list(figures._installed()) == ["Noto Sans CJK SC", "SimHei", "Aharoni", "Zapf"]
+    assert figures._installed()["SimHei"] == "SimHei.ttf"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_no_label_is_an_empty_box(installed, request, tmp_path):
+    """With whatever this machine has, and as if it had nothing."""
+    if not installed:
+        request.getfixturevalue("no_chinese_font")
+    figures.use_style()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of a missing glyph
+        figures.save(figures.typed_prefixes(TYPED, "苹果耳机"), TYPED, "typed", tmp_path)
+
+
+def test_missing_letters_would_be_noticed(tmp_path):
+    figure = figures.click_by_position(DATA)
+    figure.axes[0].set_xlabel("苹果", fontfamily=["DejaVu Sans"])
+    with pytest.warns(UserWarning, match="missing from font"):
+        figures.save(figure, DATA, "box", tmp_path)
+
+
+def test_chinese_figures_leave_the_others_alone(tmp_path):
+    figures.use_style()
+    for folder in ("before", "after"):
+        figures.save(figures.click_by_position(DATA), DATA, "clicks", tmp_path / folder)
+        figures.save(figures.typed_prefixes(TYPED, "苹果"), TYPED, "typed", tmp_path / folder)
+    assert (tmp_path / "before" / "clicks.png").read_bytes() == (tmp_path / "after" / "clicks.png").read_bytes()
+
+
+def test_typed_prefixes_counts_all_of_them_and_draws_the_most_clicked():
+    figure = figures.typed_prefixes(TYPED.with_columns(prefix=pl.Series(["ap", "a", "app"])), "apple", most=2)
+    title = figure.axes[0].get_title(loc="left").replace("\n", " ")
+    assert title == "3 different prefixes led to apple; 40% of the clicks followed pinyin"
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["ap", "a"]
+
+
+def test_prefix_lengths_halves_each_script_by_itself():
+    data = pl.DataFrame(
+        {"script": ["characters"] * 3 + ["pinyin"] * 2, "length": [1, 2, 3, 2, 6], "clicks": [4, 5, 1, 10, 30]}
+    )
+    title = figures.prefix_lengths(data).axes[0].get_title(loc="left").replace("\n", " ")
+    assert title == "Half the clicks come within 2 characters or 6 letters of pinyin"
+
+
+def test_headroom_draws_every_gain_where_it_lies_filled_and_hollow():
+    rows = [("clicks", world, bias, kind, number + 10.0 * (kind == "any"))
+            for number, (world, bias) in enumerate([("a", "0.9"), ("a", "0.7"), ("b", "0.9"), ("b", "0.7")])
+            for kind in ("recalled", "any")]  # fmt: skip
+    data = pl.DataFrame(rows, schema=["panel", "world", "bias", "candidates", "gain"], orient="row")
+    data = data.with_columns(low=pl.col("gain") - 0.5, high=pl.col("gain") + 1)
+    figure = figures.headroom(pl.concat([data, data.with_columns(panel=pl.lit("orders"))]), "the finding")
+    assert figure.get_suptitle() == "the finding" and len(figure.axes) == 2
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"] and axes.get_xlabel() == "clicks"
+    found = {}
+    for box in axes.containers:
+        line, _, (bars,) = box
+        ends = bars.get_segments()[0][:, 0]
+        found[line.get_xdata()[0]] = (round(float(line.get_ydata()[0])), line.get_markerfacecolor(), *ends)
+    assert sorted(found) == sorted(data["gain"])
+    assert all(found[gain][0] == (0 if gain % 10 < 2 else 1) for gain in found), "in the world's row"
+    assert all((found[gain][1] == "white") == (gain >= 10) for gain in found)
+    assert all(found[gain][2:] == (gain - 0.5, gain + 1) for gain in found)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["0.9", "recalled", "0.7", "any"]
+
+
+def test_reliability_counts_bins_that_agree_and_names_the_farthest():
+    data = pl.DataFrame({"told": [0.001, 0.1, 0.4], "came": [0.0, 0.1, 0.8], "low": [0.0, 0.05, 0.7],
+                         "high": [0.01, 0.2, 0.9], "pairs": [10, 100, 50]})  # fmt: skip
+    title = figures.reliability(data).axes[0].get_title(loc="left").replace("\n", " ")
+    assert title == "2 of 3 bins agree within chance; the farthest is off by a factor of 2.00"

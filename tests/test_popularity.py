@@ -73,6 +73,30 @@ def test_odd_prefixes_have_answers():
         assert len(completion.suggest([prefix])[0]) == 6
 
 
+def test_pinyin_is_looked_up_where_nothing_can_be_completed():
+    rows = [
+        ("ping", "苹果耳机", 3),
+        ("ping", "平板", 2),
+        ("pingg", "苹果手机", 1),
+        ("苹", "苹果耳机", 4),
+        ("er", "耳机", 9),
+    ]
+    answers = PopularityCompletion(frame(rows)).suggest(["pingg", "pingguo", "苹果", "ping"], k=3)
+    assert answers[0] == ["苹果手机", "苹果耳机", "平板"]  # typed before, then the shorter "ping"
+    assert answers[1] == answers[0]  # never typed: as much of it as was
+    assert answers[2] == ["苹果耳机", "苹果手机", "耳机"]  # completed, then the most clicked of all
+    assert answers[3] == ["苹果耳机", "平板", "耳机"]
+
+
+def test_pinyin_prefixes_of_a_chinese_log_lead_to_what_was_clicked(chinese):
+    clicks = chinese.click_counts
+    pinyin = clicks.filter(~pl.col("prefix").str.contains(r"\p{Han}"))["prefix"].unique().sort().to_list()
+    clicked = set(clicks.select("prefix", "query").iter_rows())
+    answers = PopularityCompletion(clicks).suggest(pinyin)
+    assert len(pinyin) > 100
+    assert all((prefix, found[0]) in clicked for prefix, found in zip(pinyin, answers, strict=True))
+
+
 text = st.text(alphabet="ab \U0010ffff", max_size=4)
 
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -159,6 +161,62 @@ def test_vocabulary_too_small():
 def test_words_are_one_token_wherever_they_stand(tokenizer):
     first, second = encode_queries(tokenizer, ["shoes", "red shoes"], CONFIG)
     assert first == second[1:] and len(first) == 2
+
+
+def whole_words(texts):
+    """The tokeniser without its care for Chinese: byte-level BPE over what stands between blanks."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    plain = Tokenizer(models.BPE())
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    sizes = {"vocab_size": CONFIG.vocab_size, "min_frequency": CONFIG.min_frequency}
+    trainer = trainers.BpeTrainer(
+        **sizes, special_tokens=list(CONTROL_TOKENS), initial_alphabet=alphabet, show_progress=False
+    )
+    plain.train_from_iterator(map(clean, texts), trainer)
+    plain.encode_special_tokens = True  # a typed control token is text
+    return plain
+
+
+def without_chinese(text):
+    return not re.search(r"[\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]", text)
+
+
+ENGLISH = [text for text in TEXTS if without_chinese(text)]
+PLAIN, ENGLISH_ONLY = whole_words(ENGLISH), train_tokenizer(ENGLISH, CONFIG)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.one_of(ANY_TEXT, st.text("aples rd'4 ", max_size=20)).map(clean).filter(without_chinese))
+def test_texts_without_chinese_have_the_tokens_of_plain_bpe(text):
+    assert ENGLISH_ONLY.get_vocab() == PLAIN.get_vocab()
+    assert (
+        ENGLISH_ONLY(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] == PLAIN.encode(text).ids
+    )
+
+
+@pytest.mark.parametrize("text", ["苹果手机壳", "苹果 iphone 手机", "手机壳4k苹果", "𠮷野家"])
+def test_a_longer_chinese_prefix_continues_the_tokens_of_a_shorter_one(tokenizer, text):
+    ids = [encode_queries(tokenizer, [text[:length]], CONFIG)[0][:-1] for length in (2, len(text))]
+    assert ids[1][: len(ids[0])] == ids[0]
+    assert whole_words(TEXTS).encode("苹果手").ids != whole_words(TEXTS).encode("苹果手机").ids[:-1]  # as it would be
+
+
+def test_chinese_queries_come_back_and_fit(chinese):
+    config = chinese.sizes.prompt
+    ids = encode_queries(chinese.tokenizer, chinese.queries, replace(config, query_tokens=99))
+    assert decode_queries(chinese.tokenizer, ids) == chinese.queries
+    assert sum(len(row) <= config.query_tokens for row in ids) >= 0.99 * len(ids)
+    assert sum(len(row) - 1 <= len(query) for row, query in zip(ids, chinese.queries, strict=True)) >= 0.9 * len(ids)
+
+
+def test_a_chinese_log_is_typed_both_ways(chinese):
+    prefixes = chinese.training_clicks["prefix"].unique().sort().to_list()
+    ids = encode_queries(chinese.tokenizer, prefixes, replace(chinese.sizes.prompt, query_tokens=99))
+    assert decode_queries(chinese.tokenizer, ids) == prefixes
+    assert 0.2 < sum(map(without_chinese, prefixes)) / len(prefixes) < 0.8
+    assert not any(map(without_chinese, chinese.queries))
 
 
 def test_saved_tokenizer_is_the_same(tokenizer, tmp_path):
