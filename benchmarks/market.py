@@ -89,7 +89,12 @@ def draw(rows: list[dict], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     left.plot(size, [row["requests_per_second"] for row in rows], "o-", color="#0173b2")
     left.axhline(GOAL, color="#6b6b6b", linestyle="--")
-    left.set(xscale="log", ylim=(0, None), xlabel="requests in the log", ylabel="requests written a second")
+    left.set(
+        xscale="log",
+        ylim=(0, 1.15 * max(GOAL, *(row["requests_per_second"] for row in rows))),
+        xlabel="requests in the log",
+        ylabel="requests written a second",
+    )
     left.set_title(f"{min(row['requests_per_second'] for row in rows):,} requests a second or more", loc="left")
     right.plot(size, [row["peak_megabytes"] / 1e3 for row in rows], "o-", color="#de8f05")
     right.axhline(LIMIT / 1e9, color="#6b6b6b", linestyle="--")

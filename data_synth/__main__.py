@@ -21,7 +21,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 def main(
     out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
     profile: Annotated[str, typer.Option(help="Size to start from: smoke, lite or full.")] = "lite",
-    world: Annotated[str, typer.Option(help="World: selective, production or little_headroom.")] = "selective",
+    world: Annotated[str, typer.Option(help="World: selective, production or few_candidates.")] = "selective",
     locale: Annotated[str | None, typer.Option(help="Language of the words: en or zh.")] = None,
     queries: Annotated[
         Path | None, typer.Option(help="CSV of real queries, one a line, with or without counts.")

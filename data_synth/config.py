@@ -199,7 +199,7 @@ PROFILES: dict[str, MarketConfig] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "selective": {},
     "production": {"policy": "production", "burst": 3.0, "memory": 0.5},
-    "little_headroom": {"burst": 4.0, "glance": 0.9, "patience": 0.97, "recalled": 48, "exploration": 4},
+    "few_candidates": {"burst": 4.0, "glance": 0.9, "patience": 0.97, "recalled": 48, "exploration": 4},
 }
 
 

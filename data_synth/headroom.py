@@ -37,12 +37,12 @@ from .oracle import Oracle, Posterior
 from .policies import Batch, recall
 from .world import World, build_world, play_shard
 
-#: Worlds of the map by the policy that writes their log; the last is a contrast, where little can be gained.
+#: Worlds of the map by the policy that writes their log; the last is a contrast: few are recalled, prefixes are longer.
 WORLDS: dict[str, dict[str, Any]] = {
     "popularity": {"world": "selective"},
     "production": {"world": "production"},
     "random": {"policy": "random"},
-    "little headroom": {"world": "little_headroom"},
+    "few candidates": {"world": "few_candidates"},
 }
 #: Levels of position bias, weakest first, and lists that are read each place by itself.
 BIASES: dict[str, dict[str, Any]] = {

@@ -146,7 +146,7 @@ def test_cells_differ_in_what_they_are_named_for():
     named = {(cell.world, cell.bias): cell.config for cell in cells if cell.config.seed == 4}
     assert named["random", "patience 0.75"].policy == "random" and named["random", "patience 0.75"].patience == 0.75
     assert named["production", "by position"].examination == "position"
-    assert named["little headroom", "patience 0.75"].recalled < named["popularity", "patience 0.75"].recalled
+    assert named["few candidates", "patience 0.75"].recalled < named["popularity", "patience 0.75"].recalled
 
 
 def test_errors_are_over_seeds_where_there_are_several():

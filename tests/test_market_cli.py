@@ -98,7 +98,7 @@ def test_never_touches_a_folder_of_someone_else(tmp_path):
         (["--seed", "-1"], "error: seed is -1"),
         (["--jobs", "0"], "error: --jobs is 0; expected 1 or more"),
         (["--profile", "huge"], "error: profile is 'huge'; expected one of smoke, lite, full"),
-        (["--world", "fair"], "error: world is 'fair'; expected one of selective, production, little_headroom"),
+        (["--world", "fair"], "error: world is 'fair'; expected one of selective, production, few_candidates"),
         (["--locale", "fr"], "error: locale is 'fr'; expected one of en, zh"),
         (["--set", "colour=red"], "error: --set got 'colour=red'; expected name=value with a knob of the market"),
         (["--set", "patience"], "error: --set got 'patience'; expected name=value"),
