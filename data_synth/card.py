@@ -138,7 +138,9 @@ STATISTICS = (
     Statistic("suggestion_use", lambda log: log.searches["clicked"].is_not_null().mean(), "over all searches",
         above="A market whose shoppers ignore lists would spend its requests on lists nobody reads: each is looked at "
         "with probability glance, every place of it is in sight, and a search has several of them."),
-    Statistic("repeat_rate", _repeated, "searches equal to an earlier one of the shopper in the log", "searched"),
+    Statistic("repeat_rate", _repeated, "searches equal to an earlier one of the shopper in the log", "searched",
+        below="A repeat draws on the shopper's last searches, many of which lie before the log's first day, where this "
+        "count cannot see them."),
     Statistic("distinct_share", lambda log: log.counts.size / log.counts.sum(), "whole log", "searched", below=_POOL),
     Statistic("singleton_share", lambda log: (log.counts == 1).mean(), "whole log", "searched", below=_POOL),
     Statistic("tail_share", lambda log: (log.counts == 1).sum() / log.counts.sum(), "whole log", "searched",

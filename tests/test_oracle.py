@@ -259,7 +259,7 @@ def test_no_small_change_makes_the_best_lists_better(world, few, rivals, goal):
     found = getattr(value(world, posteriors, changed), goal)  # (N, 200)
     ceiling = getattr(value(world, posteriors, best), goal)
     assert found.mean(axis=0).max() <= ceiling.mean() + 1e-9
-    assert np.maximum(found.max(axis=1), ceiling).mean() <= 1.01 * ceiling.mean()  # greedy is nearly the best of all
+    assert np.maximum(found.max(axis=1), ceiling).mean() <= 1.03 * ceiling.mean()  # greedy is nearly the best of all
 
 
 @pytest.mark.parametrize("examination", ["cascade", "position"])
@@ -303,9 +303,9 @@ def test_clicks_of_the_log_come_where_they_were_expected(clicks, who):
     expected, clicked = clicks
     total = np.array([share.sum() for _, share, _ in expected])
     assert abs(distance(total - (clicked >= 0), who)) < LIMIT_Z
-    first = np.array([share.max() for _, share, _ in expected])
-    best = np.array([queries[share.argmax()] for queries, share, _ in expected])
-    assert abs(distance(first - (clicked == best), who)) < LIMIT_Z
+    first = np.array([share.max(initial=0.0) for _, share, _ in expected])
+    best = np.array([ranked(queries, share, 1)[0] for queries, share, _ in expected])
+    assert abs(distance(first - ((clicked == best) & (clicked >= 0)), who)) < LIMIT_Z
     assert abs(distance(1.3 * total - (clicked >= 0), who)) > LIMIT_Z
     assert all((order <= share + 1e-12).all() for _, share, order in expected)
 
