@@ -6,15 +6,18 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy.stats import chi2
 
 from data_synth import MarketConfig, MarketError, build_world, market_config, play_shard
-from data_synth.catalogue import Pool, period_of
+from data_synth.catalogue import Parts, Pool, period_of
 from data_synth.ceilings import Value, best_lists, logged_clicks, ranked, value
 from data_synth.counts import find_rows
-from data_synth.keystrokes import heads, prefix_keys
+from data_synth.keystrokes import heads, prefix_keys, prefix_texts
 from data_synth.oracle import LIMIT, Oracle, Posterior
 from data_synth.policies import Batch
 from data_synth.responses import respond
+from data_synth.sessions import play_days
+from data_synth.shoppers import draw_shoppers
 
 # Shoppers who look often, so that going on without a click tells much of what they want.
 CONFIG = market_config("smoke", sessions=16_000, shoppers=1_200, glance=0.8)
@@ -150,6 +153,98 @@ def test_an_oracle_that_knows_less_predicts_worse(world, sample, posteriors, int
         worse += blind.posterior(nothing if ignored == "history" else part.batch)
     difference = judge(worse, intents).loss - judge(posteriors, intents).loss
     assert distance(difference, who) > LIMIT_Z
+
+
+@pytest.mark.parametrize("repeat", [0.0, 0.4])
+def test_posteriors_are_exact_where_all_shoppers_look_alike(repeat):
+    """All requests at a prefix have one posterior then, which their intents must be drawn from.
+
+    Nobody has a profile, and all have the same history, which tells of repeats and of nothing else. Nothing is
+    approximate here but the lists shown before a slip was mended, and tens of thousands of searches tell.
+    """
+    config = market_config(
+        "smoke", history_length=2, repeat=repeat, missing_profile=1.0, random_share=0.0, exploration=0, glance=0.9,
+        give_up=0.1, misspell=0.3, notice=0.6, days=3, test_days=1, pilot_sessions=2_000, department_concentration=1e6,
+    )  # fmt: skip
+    world, rng, count = build_world(config)._replace(exact=0.0), np.random.default_rng(0), 60_000
+    shoppers = draw_shoppers(config, world.catalogue, count, rng)._replace(activity=np.ones(count))
+    history = np.tile(np.array([0, 30]) * world.catalogue.split_base, (count, 1))  # bare types
+    (day,) = play_days(world.play(), shoppers, np.array([count]), rng, 1, history)
+    texts = prefix_texts(day.batch.points, day.batch.length)
+    prefixes, first, number = np.unique(texts, return_index=True, return_counts=True)
+    often = np.flatnonzero(number > 250)
+    batch = Batch(1, *(part[first[often]] for part in day.batch[1:]))
+    total = freedom = 0
+    for prefix, posterior in zip(prefixes[often], Oracle(world, keep=10_000).posterior(batch), strict=True):
+        own = np.flatnonzero(texts == prefix)
+        seen = np.bincount(day.intent[own], minlength=world.catalogue.size)[posterior.query]
+        assert seen.sum() == own.size  # nothing else can be meant
+        expected = posterior.probability / posterior.probability.sum() * seen.sum()
+        rare = expected < 8
+        seen, expected = (np.r_[part[~rare], part[rare].sum()] for part in (seen, expected))
+        seen, expected = seen[expected > 0], expected[expected > 0]
+        twice = own.size - np.unique(day.session[own]).size  # before a blank and after it
+        total += ((seen - expected) ** 2 / expected).sum() / (1 + 2 * twice / own.size)
+        freedom += expected.size - 1
+    assert often.size > 60 and freedom > 600
+    assert chi2.sf(total, freedom) > 1e-4, (total, freedom)
+
+
+def test_taste_is_what_history_and_profile_say_by_brute_force(world):
+    """Many shoppers, each weighted by how likely the history and the profile are, against the closed form."""
+    catalogue, rng, count = world.catalogue, np.random.default_rng(3), 100_000
+    shoppers = draw_shoppers(CONFIG, catalogue, count, rng)
+    department, shelf, row = catalogue.type_department, catalogue.type_shelf, catalogue.row
+    brand, modifier = catalogue.brand.mean(axis=0), catalogue.modifier.mean(axis=0)  # no search tells its day
+    period = int(period_of(CONFIG, 20))
+
+    def likelihood(query, brand, modifier, type_share):
+        kind, *codes = (int(part) for part in catalogue.split(np.array(query)))
+        own, tier = department[kind], shoppers.tier
+        return (
+            shoppers.department_taste[:, own]
+            * type_share[kind]
+            * brand[row[kind], tier, shoppers.favourite_brand[:, own], codes[0]]
+            * catalogue.style[row[kind], codes[1]]
+            * catalogue.attribute[row[kind], shoppers.favourite_attribute[:, shelf[kind]], codes[2]]
+            * modifier[row[kind], shoppers.audience, tier, codes[3]]
+        )
+
+    mine, other = 0, 7  # departments
+    first = np.searchsorted(department, [mine, other])
+    history = catalogue.join(
+        Parts(first[[0, 0, 1]] + [0, 1, 2], *np.array([[2, 2, 1], [0, 1, 0], [1, 1, 0], [1, 0, 2]]))
+    )
+    audience, tier, told, liked, reliable = 1, 2, mine, 2, CONFIG.profile_reliability
+    weight = np.prod([likelihood(query, brand, modifier, np.ones(row.size)) for query in history], axis=0)
+    for right, choices in (
+        (shoppers.audience == audience, len(catalogue.lexicon.audiences)),
+        (shoppers.tier == tier, 3),
+        (shoppers.department_taste[:, told], catalogue.department_share.size),
+        (shoppers.favourite_brand[:, told] == liked, catalogue.favourites[told].sum()),
+    ):
+        weight *= reliable * right + (1 - reliable) / choices
+    weight /= weight.sum()
+
+    batch = Batch(20, np.zeros((1, 12), np.uint32), np.ones(1, int), np.r_[np.full(5, -1), history][None],
+                  np.array([[audience, tier, told, liked, 0]]))  # fmt: skip
+    certain, ignorant = (Oracle(world._replace(exact=exact)) for exact in (1.0, 0.0))
+    every = np.arange(catalogue.size)
+    closed, prior = (each._taste(each.latents(batch), 0, 20, every) for each in (certain, ignorant))
+    assert closed.sum() == pytest.approx(1.0)
+    asked = np.r_[np.argsort(-closed)[:40], history]
+    brute, error = np.zeros((2, asked.size))
+    for place, query in enumerate(asked):
+        chance = likelihood(query, catalogue.brand[period], catalogue.modifier[period], catalogue.type_share[20])
+        brute[place] = weight @ chance
+        error[place] = np.sqrt((weight**2) @ (chance - brute[place]) ** 2)
+    print(
+        np.round((closed[asked] - brute) / error, 1),
+        np.round(error / brute, 3),
+        np.abs((prior[asked] - brute) / error).max(),
+    )
+    assert np.median(error / brute) < 0.05 and np.abs((closed[asked] - brute) / error).max() < 4.5
+    assert np.abs((prior[asked] - brute) / error).max() > 10  # what the words of a history tell counts
 
 
 def test_probabilities_come_true_on_a_list_of_queries():
