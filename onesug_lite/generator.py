@@ -1,120 +1,64 @@
-r"""The encoder-decoder that writes queries, and its supervised fine-tuning.
+r"""The model that writes queries, and what goes into it.
 
-The generator maximises the likelihood of the clicked query given the prompt,
+The default is an encoder-decoder of BART's kind, as the paper serves; a decoder-only model of Qwen's kind is one
+parameter away, and so is any checkpoint of either kind. Both read a prompt as a row of *positions*
+(:mod:`onesug_lite.prompt`): a position that holds several tokens, such as a whole earlier search, enters as one vector.
 
-.. math:: L_{SFT} = -\frac{1}{|q|} \sum_t \log \pi_\theta(q_t \mid q_{<t}, x),
-
-averaged over the tokens of a batch. What comes out is the seed model :math:`M_t` that preference training
-starts from.
-
-Source: paper, section "One encoder-decoder"; authors' public repository for the name seed model.
+Source: paper, section "One encoder-decoder" (BART-base online, Qwen2.5 offline).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import os
-import random
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Fused attention is slow backwards in bf16 on a CPU: on two cores a training step of the lite model takes
 # twice as long with torch's fused kernel as with the plain softmax(QK')V, and twice as long again in fp32.
 ATTENTION = "eager"
+ARCHITECTURES = ("encoder-decoder", "decoder-only")
+
+Prompt = Sequence[int] | Sequence[Sequence[int]]
+"""One encoder input: a token, or the tokens of an item that share a vector, at each position."""
 
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """Shape of the encoder-decoder, or the checkpoint it comes from."""
+    """Shape of the model, or the checkpoint it comes from.
 
-    checkpoint: str | None = None  # a Hugging Face encoder-decoder; paper: BART-base online; None: random weights
+    Raises:
+        ValueError: unknown architecture.
+    """
+
+    checkpoint: str | None = None  # a Hugging Face model of either kind; paper: BART-base online; None: random weights
+    architecture: str = "encoder-decoder"  # paper: BART online; "decoder-only": as Qwen2.5, which it tried offline
     d_model: int = 128  # ours; BART-base: 768
     encoder_layers: int = 2  # ours; BART-base: 6
-    decoder_layers: int = 2  # ours; BART-base: 6
+    decoder_layers: int = 2  # ours; BART-base: 6; a decoder-only model has the layers of both
     heads: int = 4  # ours; BART-base: 12
     ffn: int = 512  # ours; BART-base: 3072
     dropout: float = 0.0  # ours: in so few passes over the clicks it only slows learning; BART-base: 0.1
     max_positions: int = 160  # ours: the longest prompt; BART-base: 1024
 
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Supervised fine-tuning. The paper states none of these."""
-
-    steps: int = 1500  # ours: about 3 passes over 120,000 clicks
-    batch_size: int = 256  # ours
-    learning_rate: float = 2e-3  # ours: for random weights; 3e-5 suits a pretrained checkpoint
-    warmup: int = 100  # ours: steps of rising rate, then it falls linearly to zero
-    weight_decay: float = 0.01  # ours
-    max_grad_norm: float = 1.0  # ours
-    bf16: bool | None = None  # ours: None uses it where the processor multiplies bf16 natively
-    group_batches: int = 32  # ours: batches sorted by length together; 1 leaves the order random
-    log_every: int = 10  # ours: steps one point of the loss curve averages over
-    save_every: int = 250  # ours: steps that an interruption costs at most
-
-
-class Examples(NamedTuple):
-    """What supervised training reads.
-
-    Attributes:
-        prompts: N encoder inputs, token ids without padding.
-        targets: N queries to write, token ids that end with the end of sequence.
-    """
-
-    prompts: Sequence[Sequence[int]]
-    targets: Sequence[Sequence[int]]
-
-
-class TrainResult(NamedTuple):
-    """What supervised training returns.
-
-    Attributes:
-        model: the trained model, in evaluation mode.
-        history: frame with columns step and loss (nats per token, mean over the last ``log_every`` steps).
-        seconds: wall time of this call; what an interrupted call had spent is not in it.
-    """
-
-    model: PreTrainedModel
-    history: pl.DataFrame
-    seconds: float
-
-
-def set_seed(seed: int, threads: int = 1) -> None:
-    """Seed every global random generator and fix the number of threads.
-
-    Sums of floats depend on the order of their terms, hence on the number of threads, so the same bytes need
-    both to be fixed.
-
-    Args:
-        seed: for Python, numpy and torch.
-        threads: for torch's operations.
-    """
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  libraries that draw from numpy's global generator
-    torch.manual_seed(seed)
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # Deterministic mode also writes NaN into all fresh memory, to unmask code that reads it; that costs a
-    # third of the time of a search and changes no result here.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    def __post_init__(self):
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture is '{self.architecture}'; expected one of {', '.join(ARCHITECTURES)}")
 
 
 def build_generator(config: GeneratorConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """Make the model: a BART of the given shape with random weights, or a checkpoint.
+    """Make the model: of the given shape with random weights, or a checkpoint.
 
     Args:
         config: the shape; with ``checkpoint`` set, the shape is the checkpoint's and the other fields are
@@ -128,13 +72,10 @@ def build_generator(config: GeneratorConfig, tokenizer: PreTrainedTokenizerBase,
     Raises:
         ValueError: when the checkpoint has fewer embeddings than the tokeniser has tokens.
 
-    Source: paper, section "One encoder-decoder" (BART-base).
+    Source: paper, section "One encoder-decoder".
     """
-    from transformers import AutoModelForSeq2SeqLM, BartConfig, BartForConditionalGeneration
-
     if config.checkpoint is not None:
-        with _quiet():
-            model = AutoModelForSeq2SeqLM.from_pretrained(config.checkpoint, attn_implementation=ATTENTION)
+        model = _read(config.checkpoint)
         embeddings = model.get_input_embeddings().num_embeddings
         if embeddings < len(tokenizer):
             raise ValueError(
@@ -142,6 +83,15 @@ def build_generator(config: GeneratorConfig, tokenizer: PreTrainedTokenizerBase,
                 f"{len(tokenizer)}; use the checkpoint's own tokeniser"
             )
         return _plain_decoding(model)
+    make = _decoder_only if config.architecture == "decoder-only" else _encoder_decoder
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _plain_decoding(make(config, tokenizer))
+
+
+def _encoder_decoder(config: GeneratorConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    from transformers import BartConfig, BartForConditionalGeneration
+
     shape = BartConfig(
         vocab_size=len(tokenizer),
         d_model=config.d_model,
@@ -163,268 +113,163 @@ def build_generator(config: GeneratorConfig, tokenizer: PreTrainedTokenizerBase,
         forced_eos_token_id=None,
         attn_implementation=ATTENTION,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = BartForConditionalGeneration(shape)
-    return _plain_decoding(model)
+    return BartForConditionalGeneration(shape)
 
 
-def pad(sequences: Sequence[Sequence[int]], value: int, multiple: int = 1) -> torch.Tensor:
+def _decoder_only(config: GeneratorConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    shape = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=config.d_model,
+        num_hidden_layers=config.encoder_layers + config.decoder_layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        intermediate_size=2 * config.ffn // 3,  # its gate is a third matrix: as many weights as BART's two
+        attention_dropout=config.dropout,
+        max_position_embeddings=2 * config.max_positions,
+        initializer_range=config.d_model**-0.5,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        attn_implementation=ATTENTION,
+    )
+    return Qwen2ForCausalLM(shape)
+
+
+def pad(sequences: Sequence[Prompt], value: int, multiple: int = 1) -> Tensor:
     """Stack sequences of different lengths, the short ones filled up on the right.
 
     Args:
-        sequences: B lists of ids.
+        sequences: B lists of ids, or of lists of ids.
         value: what to fill with.
-        multiple: the width is rounded up to a multiple of this.
+        multiple: the number of positions is rounded up to a multiple of this.
 
     Returns:
-        Ids of shape (B, T).
+        Ids of shape (B, P); (B, P, W) for lists of lists, W ids at most in each.
     """
     lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
-    width = max(int(lengths.max(initial=1)), 1)
-    width = -(-width // multiple) * multiple
-    rows = np.full((len(sequences), width), value, np.int64)  # (B, T)
-    rows[np.arange(width) < lengths[:, None]] = [token for sequence in sequences for token in sequence]
+    positions = max(int(lengths.max(initial=1)), 1)
+    positions = -(-positions // multiple) * multiple
+    held = np.arange(positions) < lengths[:, None]  # (B, P)
+    items = [item for sequence in sequences for item in sequence]
+    if not items or isinstance(items[0], int | np.integer):
+        rows = np.full(held.shape, value, np.int64)
+        rows[held] = items
+    else:
+        widths = np.fromiter(map(len, items), np.int64, len(items))
+        rows = np.full((*held.shape, max(int(widths.max()), 1)), value, np.int64)
+        inside = np.zeros(rows.shape, bool)
+        inside[held] = np.arange(rows.shape[2]) < widths[:, None]
+        rows[inside] = [token for item in items for token in item]
     return torch.from_numpy(rows)
 
 
-def collate(prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Make a batch as Hugging Face encoder-decoders take it.
+def collate_prompts(prompts: Sequence[Prompt], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Stack prompts into a batch.
 
     Args:
-        prompts: B encoder inputs.
-        targets: B queries.
+        prompts: B prompts, all flat or all with several tokens a position.
         pad_id: id of the padding token.
 
     Returns:
-        input_ids (B, S), attention_mask (B, S) and labels (B, T), the latter -100 where nothing is to be
-        learnt. S is a multiple of 4: few distinct shapes let the processor's matrix library reuse what it has
-        compiled.
+        ``input_ids`` (B, P) or (B, P, W), and ``attention_mask`` (B, P), 1 where a prompt has a position. P is a
+        multiple of 4: few distinct shapes let the processor's matrix library reuse what it has compiled.
     """
     input_ids = pad(prompts, pad_id, multiple=4)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
-    mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()  # (B, S)
+    return input_ids, (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+
+
+def collate(prompts: Sequence[Prompt], targets: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
+    """Make a batch for training.
+
+    Args:
+        prompts: B encoder inputs.
+        targets: queries, B or a multiple of it.
+        pad_id: id of the padding token.
+
+    Returns:
+        ``input_ids`` and ``attention_mask`` as of :func:`collate_prompts`, and ``labels`` (B, T), -100 where nothing is
+        to be learnt.
+    """
+    input_ids, mask = collate_prompts(prompts, pad_id)
     return {"input_ids": input_ids, "attention_mask": mask, "labels": pad(targets, -100)}
 
 
-def plan_batches(lengths: np.ndarray, config: TrainConfig, seed: int) -> np.ndarray:
-    """Lay out which examples each step sees, before training starts.
+def embed_prompt(weight: Tensor, input_ids: Tensor, pad_id: int) -> Tensor:
+    r"""Vectors of a batch of prompts.
 
-    Examples come in a new random order at each pass. Inside a window of ``group_batches`` batches they are
-    sorted by length, so that a batch holds prompts of about one length and little padding, and the batches of
-    a window are shuffled. Knowing the plan in advance makes a resumed run see what the interrupted one would
-    have seen.
+    The embeddings of tokens that share a position are summed and divided by the square root of their number, which
+    keeps a vector's length about that of a single token's.
 
     Args:
-        lengths: (N,) prompt lengths in tokens.
-        config: uses ``steps``, ``batch_size`` and ``group_batches``.
-        seed: of the order.
+        weight: (V, D) token embeddings.
+        input_ids: (B, P), or (B, P, W) with the tokens of each position.
+        pad_id: token that stands for nothing.
 
     Returns:
-        Example numbers of shape (steps, batch_size); over a pass every example comes once.
+        (B, P, D); a position of padding alone is zero where ``input_ids`` has three dimensions.
     """
-    rng = np.random.default_rng(seed)
-    needed = config.steps * config.batch_size
-    passes = -(-needed // len(lengths))
-    stream = np.concatenate([rng.permutation(len(lengths)) for _ in range(passes)])[:needed]
-    window = config.group_batches * config.batch_size
-    plan = []
-    for first in range(0, needed, window):
-        rows = stream[first : first + window]
-        rows = rows[np.argsort(lengths[rows], kind="stable")].reshape(-1, config.batch_size)
-        plan.append(rows[rng.permutation(len(rows))])
-    return np.concatenate(plan)
+    if input_ids.dim() == 2:
+        return F.embedding(input_ids, weight)
+    flat = input_ids.flatten(0, 1)  # (B * P, W)
+    summed = F.embedding_bag(flat, weight, mode="sum", padding_idx=pad_id)
+    number = (flat != pad_id).sum(dim=1, keepdim=True).clamp(min=1)
+    return (summed * number.rsqrt().to(summed.dtype)).view(*input_ids.shape[:2], -1)
 
 
-def train_supervised(
-    model: PreTrainedModel, examples: Examples, config: TrainConfig, seed: int, work: Path
-) -> TrainResult:
-    """Fine-tune on clicked queries by transformers' ``Trainer``.
+def prompt_vectors(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """(B, P, D) what the model is given as ``inputs_embeds``; see :func:`embed_prompt`."""
+    table = model.get_input_embeddings()
+    vectors = embed_prompt(table.weight, input_ids, model.config.pad_token_id)
+    scale = getattr(table, "embed_scale", None)
+    return vectors if scale is None else vectors * scale
 
-    Checkpoints under ``work`` let an interrupted run go on: call again with the same arguments, and the
-    result is, byte for byte, that of a run without interruption. They go away at the end. When the call ends
-    early, by Ctrl-C or an error, ``model`` gets back the weights it came with.
+
+def query_logits(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
+    """Scores of every token of one or more queries for each prompt, the prompt being encoded once.
 
     Args:
-        model: an encoder-decoder; trained in place.
-        examples: prompts and targets.
-        config: steps, rates and sizes.
-        seed: of the data order and of dropout. The global generators of Python, numpy and torch are seeded
-            with it.
-        work: folder for the checkpoints; what another run left there is removed.
+        model: an encoder-decoder, or decoder-only: then a query follows its prompt and an end-of-sequence token.
+        input_ids: (B, P) or (B, P, W) prompts.
+        attention_mask: (B, P), 0 at padding.
+        labels: (B * C, T) the C queries of prompt 0, then those of prompt 1; -100 at padding.
 
     Returns:
-        Model, loss curve and seconds.
-
-    Raises:
-        ValueError: when there is no example, when prompts and targets differ in number, or when a sequence is
-            longer than the model's positions.
-
-    Source: paper, section "One encoder-decoder"; eq. supervised loss.
+        (B * C, T, V); position t scores ``labels[:, t]``.
     """
-    check_examples(model, examples)
-    plan = plan_batches(np.array([len(prompt) for prompt in examples.prompts]), config, seed)
-    pad_id = model.config.pad_token_id
+    vectors, queries = prompt_vectors(model, input_ids), len(labels) // len(input_ids)
+    each_mask = attention_mask.repeat_interleave(queries, dim=0)
+    if model.config.is_encoder_decoder:
+        from transformers.modeling_outputs import BaseModelOutput
 
-    def batch(step: int) -> dict[str, torch.Tensor]:
-        rows = plan[step]
-        return collate([examples.prompts[row] for row in rows], [examples.targets[row] for row in rows], pad_id)
-
-    run = fingerprint(model, config, seed, examples.prompts, examples.targets)
-    from transformers import Trainer
-
-    return run_trainer(Trainer, model, Steps(config.steps, batch), config, seed, work, run)
-
-
-def check_examples(model: PreTrainedModel, examples: Examples) -> None:
-    """Refuse examples that cannot be trained on; see ``train_supervised`` for the errors."""
-    if len(examples.prompts) != len(examples.targets):
-        raise ValueError(f"{len(examples.prompts)} prompts and {len(examples.targets)} targets; expected as many")
-    if not len(examples.prompts):
-        raise ValueError("no examples to train on; expected at least one clicked query in the training days")
-    positions = getattr(model.config, "max_position_embeddings", None)
-    for name, sequences in examples._asdict().items():
-        longest = max(map(len, sequences))
-        if positions is not None and longest > positions:
-            raise ValueError(
-                f"the longest of the {name} has {longest} tokens and the model {positions} positions; "
-                "raise GeneratorConfig.max_positions or lower the sizes in PromptConfig"
-            )
+        states = model.get_encoder()(inputs_embeds=vectors, attention_mask=attention_mask).last_hidden_state
+        return model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(queries, dim=0)),
+            attention_mask=each_mask,
+            decoder_input_ids=_shifted(labels, model.config.decoder_start_token_id, model.config.pad_token_id),
+            use_cache=False,
+        ).logits
+    before = _shifted(labels, model.config.eos_token_id, model.config.pad_token_id)
+    mask = torch.cat([each_mask, torch.ones_like(before)], dim=1)
+    return model(
+        inputs_embeds=torch.cat(
+            [vectors.repeat_interleave(queries, dim=0), prompt_vectors(model, before).to(vectors.dtype)], dim=1
+        ),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),  # padding between prompt and query counts no place
+        use_cache=False,
+        logits_to_keep=labels.shape[1],
+    ).logits
 
 
-class Steps(torch.utils.data.Dataset):
-    """A data set whose item i is the whole batch of step i.
-
-    Args:
-        steps: number of batches.
-        batch: makes the batch of a step.
-    """
-
-    def __init__(self, steps: int, batch: Any):
-        self.steps, self.batch = steps, batch
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        return self.batch(step)
-
-
-def fingerprint(model: PreTrainedModel, *parts: Any) -> str:
-    """Tell one training run from another: starting weights, configuration, seed and examples.
-
-    Args:
-        model: in its starting state.
-        parts: frozen dataclasses, numbers, texts, arrays or lists of token ids.
-
-    Returns:
-        A hexadecimal digest.
-    """
-    digest = hashlib.sha256()
-    for name, weights in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weights.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    for part in parts:
-        if dataclasses.is_dataclass(part):
-            part = json.dumps(dataclasses.asdict(part), sort_keys=True)
-        elif isinstance(part, np.ndarray):
-            part = part.tobytes()
-        elif isinstance(part, Sequence) and not isinstance(part, str):
-            digest.update(np.array([len(row) for row in part], np.int64).tobytes())
-            part = np.array([token for row in part for token in row], np.int64).tobytes()
-        digest.update(part if isinstance(part, bytes) else str(part).encode())
-        digest.update(b"\0")
-    return digest.hexdigest()
-
-
-def run_trainer(
-    trainer_class: type[Trainer],
-    model: PreTrainedModel,
-    steps: Steps,
-    config: TrainConfig,
-    seed: int,
-    work: Path,
-    run: str,
-    **trainer_options: Any,
-) -> TrainResult:
-    """Run a ``Trainer`` quietly, with checkpoints that belong to this run alone.
-
-    Args:
-        trainer_class: ``transformers.Trainer`` or a subclass with its own loss.
-        model: trained in place.
-        steps: the batches.
-        config: optimiser, schedule and intervals; anything with the fields of ``TrainConfig`` from ``steps``
-            to ``save_every``, ``group_batches`` aside.
-        seed: of dropout.
-        work: folder for the checkpoints.
-        run: fingerprint of the run; checkpoints of another one are removed.
-        trainer_options: passed on to ``trainer_class``.
-
-    Returns:
-        Model, history and seconds; ``history`` holds every number that the trainer logged as a column.
-    """
-    from transformers import PrinterCallback, ProgressCallback, TrainingArguments
-
-    started = time.perf_counter()
-    work = Path(work)
-    checkpoint = _checkpoint_of(work, run)
-    on_gpu = torch.cuda.is_available()
-    arguments = TrainingArguments(
-        output_dir=str(work),
-        max_steps=config.steps,
-        per_device_train_batch_size=1,  # an item is a batch already
-        train_sampling_strategy="sequential",
-        optim="adamw_torch_fused",
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup,
-        lr_scheduler_type="linear",
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        bf16=bf16_pays() if config.bf16 is None else config.bf16,
-        use_cpu=not on_gpu,
-        logging_steps=config.log_every,
-        # A loss is logged as the mean since the last log, so a run may only be cut between two logs.
-        save_steps=-(-config.save_every // config.log_every) * config.log_every,
-        save_total_limit=2,  # one to fall back on when the newest was cut short while it was written
-        report_to="none",
-        disable_tqdm=True,
-        seed=seed,
-        remove_unused_columns=False,
-        dataloader_pin_memory=on_gpu,
-    )
-    given = {name: weights.detach().clone() for name, weights in model.state_dict().items()}
-    trainer = trainer_class(
-        model=model,
-        args=arguments,
-        train_dataset=steps,
-        data_collator=lambda items: items[0],
-        callbacks=[_progress_bar()],
-        **trainer_options,
-    )
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
-    try:
-        with _quiet():
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except BaseException:
-        model.load_state_dict(given)
-        raise
-    finally:
-        # The trainer leaves its mixed-precision wrapper on the model, but decoding is meant to be in full
-        # precision; and it marks the model as wrapped, so that the next training would silently run without.
-        for leftover in ("forward", "_original_forward", "_is_accelerate_prepared"):
-            vars(model).pop(leftover, None)
-        model.zero_grad(set_to_none=True)
-        model.eval()
-    _forget(work)
-    return TrainResult(model, _history(trainer.state.log_history), time.perf_counter() - started)
-
-
-def bf16_pays() -> bool:
-    """Whether this machine multiplies bf16 numbers faster than fp32 ones."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+def _shifted(labels: Tensor, start: int, pad_id: int) -> Tensor:
+    """What the decoder reads: each row one place to the right, behind the start token."""
+    before = torch.full_like(labels, start)
+    before[:, 1:] = labels[:, :-1]
+    return before.masked_fill(before == -100, pad_id)
 
 
 def save_generator(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
@@ -445,7 +290,7 @@ def save_generator(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, f
     for leftover in (fresh, stale):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
-        with _quiet():
+        with quiet():
             model.save_pretrained(fresh)
             tokenizer.save_pretrained(fresh)
         if folder.exists():
@@ -458,7 +303,7 @@ def save_generator(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, f
 
 
 def load_generator(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Read what ``save_generator`` wrote, or any Hugging Face encoder-decoder on disk.
+    """Read what ``save_generator`` wrote, or any Hugging Face model of either kind on disk.
 
     Args:
         folder: with config.json, the weights and the tokeniser.
@@ -469,15 +314,23 @@ def load_generator(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     Raises:
         FileNotFoundError: when the folder holds no model.
     """
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json; expected a folder written by save_generator")
-    with _quiet():
-        model = AutoModelForSeq2SeqLM.from_pretrained(folder, attn_implementation=ATTENTION)
+    with quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    return _plain_decoding(model), tokenizer
+    return _plain_decoding(_read(folder)), tokenizer
+
+
+def _read(folder: str | Path) -> PreTrainedModel:
+    """A checkpoint as what its config says it is."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    kind = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(folder).is_encoder_decoder else AutoModelForCausalLM
+    with quiet():
+        return kind.from_pretrained(folder, attn_implementation=ATTENTION, dtype=torch.float32)
 
 
 def _plain_decoding(model: PreTrainedModel) -> PreTrainedModel:
@@ -494,73 +347,8 @@ def _plain_decoding(model: PreTrainedModel) -> PreTrainedModel:
     return model.eval()
 
 
-def _checkpoint_of(work: Path, run: str) -> Path | None:
-    """The newest whole checkpoint of this run; removes what is cut short or of another run."""
-    work.mkdir(parents=True, exist_ok=True)
-    marker = work / "run.txt"
-    if not marker.is_file() or marker.read_text() != run:
-        _forget(work)
-        work.mkdir(parents=True, exist_ok=True)
-        fresh = marker.with_suffix(".new")
-        fresh.write_text(run)
-        os.replace(fresh, marker)
-        return None
-    steps = {path: path.name.removeprefix("checkpoint-") for path in work.glob("checkpoint-*")}
-    for path in sorted(steps, key=lambda path: int(steps[path]), reverse=True):
-        try:
-            json.loads((path / "trainer_state.json").read_text())  # the trainer writes this file last
-            return path
-        except (OSError, ValueError):
-            shutil.rmtree(path)
-    return None
-
-
-def _forget(work: Path) -> None:
-    """Remove the checkpoints, and the folder with them when nothing else is in it."""
-    for path in work.glob("checkpoint-*"):
-        shutil.rmtree(path, ignore_errors=True)
-    (work / "run.txt").unlink(missing_ok=True)
-    if work.is_dir() and not any(work.iterdir()):
-        work.rmdir()
-
-
-def _history(logs: list[dict[str, float]]) -> pl.DataFrame:
-    """One row per log of the trainer; the summary at the end of the run is left out."""
-    rows = [log for log in logs if "loss" in log]
-    dropped = {"epoch", "grad_norm", "learning_rate", "step", "loss"}
-    extra = sorted({name for row in rows for name in row} - dropped)
-    columns = {"step": pl.Series([row["step"] for row in rows], dtype=pl.Int64)}
-    for name in ("loss", *extra):
-        columns[name] = pl.Series([row.get(name) for row in rows], dtype=pl.Float64)
-    return pl.DataFrame(columns)
-
-
-def _progress_bar() -> Any:
-    """A bar that shows the step and the latest loss, and leaves nothing behind."""
-    from tqdm.auto import tqdm
-    from transformers import TrainerCallback
-
-    class ProgressBar(TrainerCallback):
-        bar = None
-
-        def on_train_begin(self, args, state, control, **_):
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", leave=False)
-
-        def on_step_end(self, args, state, control, **_):
-            self.bar.update(1)
-
-        def on_log(self, args, state, control, logs=None, **_):
-            if logs and "loss" in logs:
-                self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
-
-        def on_train_end(self, args, state, control, **_):
-            self.bar.close()
-
-    return ProgressBar()
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' own bars and remarks out of the notebooks, and put them back as they were."""
     from transformers.utils import logging
 

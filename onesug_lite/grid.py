@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import joblib
@@ -23,6 +25,8 @@ import typer
 from nbclient import NotebookClient
 from tqdm import tqdm
 
+from onesug_lite.profiles import sizes
+from onesug_lite.store import code_fingerprint, hash_file, library_versions
 from onesug_lite.variants import VARIANTS, variant
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -80,14 +84,16 @@ def run_table(
 ) -> list[dict]:
     """One record for each (variant, seed), sorted by the table's order and seed.
 
-    What variants share is built once: the store locks a stage while one process builds it.
+    What variants share is built once: the store locks a stage while one process builds it. A record that is there and
+    was made with the same settings, code and seed (see :func:`record_key`) is not made again, so that a killed grid
+    goes on where it was, and one changed row is the only one that runs.
 
     Args:
         out: folder of the records, ``<variant>-seed<k>.json``; the executed notebooks land in ``runs/`` below it.
         profile: sizes.
         seeds: number of model seeds, 0 to seeds - 1.
         jobs: processes at a time (joblib; another backend is chosen by ``joblib.parallel_config``).
-        names: variants; all by default.
+        names: variants; all by default. Those without training run with seed 0 alone.
         **parameters: further parameters of the notebook.
 
     Raises:
@@ -96,11 +102,16 @@ def run_table(
     """
     rows = [variant(name).name for name in names or VARIANTS]
     out = Path(out).resolve()
-    tasks = [(name, seed) for seed in range(seeds) for name in rows]
+    # what nothing is learned for is the same with every seed
+    tasks = [(name, seed) for seed in range(seeds) for name in rows if seed == 0 or variant(name).trained]
 
     def run(name: str, seed: int) -> dict:
-        record = out / f"{name}-seed{seed}.json"
-        values = {"variant": name, "seed": seed, "profile": profile, "record": str(record)} | parameters
+        record, key = out / f"{name}-seed{seed}.json", record_key(name, seed, profile)
+        with suppress(OSError, ValueError):
+            made = json.loads(record.read_text(encoding="utf-8"))
+            if made.get("key") == key:
+                return made
+        values = {"variant": name, "seed": seed, "profile": profile, "record": str(record), "key": key} | parameters
         run_notebook(NOTEBOOKS / RUN, out / "runs" / f"{name}-seed{seed}.ipynb", values, progress=False)
         return json.loads(record.read_text(encoding="utf-8"))
 
@@ -113,17 +124,42 @@ def run_table(
     return results
 
 
-def read_records(folder: Path) -> list[dict]:
-    """Records of a finished grid, in the table's order, then by seed.
+def record_key(name: str, seed: int, profile: str) -> str:
+    """Fingerprint (32 hex digits) of all that a record depends on.
+
+    These are the row and the sizes it resolves to, the seed, the code of both packages and of the notebook that runs
+    it, and the versions of the libraries. The table of rows is not code: changing one row leaves the others' keys
+    alone.
+
+    Args:
+        name: variant.
+        seed: of its models.
+        profile: sizes.
 
     Raises:
-        GridError: the folder holds none.
+        ValueError: unknown variant or profile.
     """
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(folder).glob("*-seed*.json"))]
-    if not records:
-        raise GridError(f"no records in '{folder}'; make them with: make grid")
-    order = list(VARIANTS)
-    return sorted(records, key=lambda record: (order.index(record["variant"]), record["seed"]))
+    row = variant(name)
+    code = code_fingerprint(["pipeline", "tables"])
+    for data in ("variants", "profiles"):  # their content counts by what it says of this row
+        code.pop(f"onesug_lite.{data}", None)
+    market = {path.name: hash_file(path) for path in sorted((NOTEBOOKS.parent / "data_synth").glob("*.[py]*"))}
+    told = {
+        "row": {key: value for key, value in asdict(row).items() if key != "label"},
+        "sizes": asdict(sizes(profile).changed(row.changes)),
+        "seed": seed,
+        "profile": profile,
+        "code": code,
+        "market": market,
+        "notebook": _sources(NOTEBOOKS / RUN),
+        "libraries": library_versions(),
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _sources(path: Path) -> list[str]:
+    """Code of a notebook without its outputs."""
+    return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
 @contextmanager

@@ -15,7 +15,8 @@ list allowed, so both reward a system for agreeing with that list.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,19 @@ ROWS = ("click", "order")
 """The two kinds of test rows in the paper's table: any clicked query, and those that ended in an order."""
 
 
+SLICES: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
+    "all": ("request_id", lambda ids: np.ones(len(ids), dtype=bool)),
+    "click": ("request_id", lambda ids: np.ones(len(ids), dtype=bool)),
+    "order": ("behaviour", lambda names: names == "order"),
+    "seen": ("seen", lambda seen: seen.astype(bool)),
+    "unseen": ("seen", lambda seen: ~seen.astype(bool)),
+    "random": ("random", lambda random: random.astype(bool)),
+    **{band: ("training_clicks", lambda clicks, band=band: _bands(clicks) == band) for band in BANDS},
+    **{f"prefix {band}": ("prefix_clicks", lambda clicks, band=band: _bands(clicks) == band) for band in BANDS},
+}
+"""Slices of the held-out clicks: name -> the column that it reads and the test of its values."""
+
+
 class Interval(NamedTuple):
     """A mean and its bootstrap interval.
 
@@ -44,22 +58,6 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
-
-
-class Comparison(NamedTuple):
-    """The mean difference of two systems on the same requests.
-
-    Attributes:
-        mean: of first minus second.
-        low: lower end of the interval of the difference.
-        high: upper end.
-        p: two-sided, of a difference at least this large if the two systems were interchangeable.
-    """
-
-    mean: float
-    low: float
-    high: float
-    p: float
 
 
 def ranks(lists: Sequence[Sequence[str]], targets: Sequence[str]) -> np.ndarray:
@@ -123,7 +121,8 @@ def bootstrap(values: np.ndarray, rng: np.random.Generator, draws: int = 1000, l
     """Percentile bootstrap interval of a mean over requests.
 
     Requests are drawn with replacement as if independent. Requests of one shopper are not quite, so the
-    interval is a little too narrow; it speaks of other requests, not of other training seeds.
+    interval is a little too narrow; it speaks of other requests, not of other training seeds. For several seeds, and
+    for differences of systems, see :mod:`onesug_lite.significance`.
 
     Args:
         values: (N,) one number a request.
@@ -150,44 +149,6 @@ def bootstrap(values: np.ndarray, rng: np.random.Generator, draws: int = 1000, l
     return Interval(float(values.mean()), float(low), float(high))
 
 
-def paired_bootstrap(
-    first: np.ndarray, second: np.ndarray, rng: np.random.Generator, draws: int = 1000, level: float = 0.95
-) -> Comparison:
-    """Interval and p-value of the difference of two systems on the same requests.
-
-    The interval resamples the per-request differences; the p-value flips their signs at random (a paired
-    permutation test). Pairing removes what is hard for both systems, so small differences can be told from
-    noise.
-
-    Args:
-        first: (N,) one number a request.
-        second: (N,) the other system's, same requests in the same order.
-        rng: source of the draws.
-        draws: resamples, and as many sign flips; the smallest p-value is about ``2 / draws``.
-        level: share of resampled means inside the interval.
-
-    Returns:
-        First minus second.
-
-    Raises:
-        ValueError: the two lengths differ.
-    """
-    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    if first.shape != second.shape:
-        raise ValueError(f"{len(first)} and {len(second)} values; a paired comparison needs the same requests in both")
-    difference = first - second
-    interval = bootstrap(difference, rng, draws, level)
-    if len(difference) < 2:
-        return Comparison(*interval, p=np.nan)
-    if not difference.any():
-        return Comparison(*interval, p=1.0)
-    changed = difference[difference != 0]  # zeros stay zero under any sign: the same test, several times faster
-    test = stats.permutation_test(
-        (changed,), np.sum, permutation_type="samples", n_resamples=draws, batch=_batch(len(changed)), rng=rng
-    )
-    return Comparison(*interval, p=float(test.pvalue))
-
-
 def frequency_band(targets: Sequence[str], training_clicks: Mapping[str, int]) -> list[str]:
     """Whether each target is a head, torso or tail query.
 
@@ -198,8 +159,33 @@ def frequency_band(targets: Sequence[str], training_clicks: Mapping[str, int]) -
     Returns:
         One of :data:`BANDS` for each target: tail under 10 training clicks, torso 10 to 99, head 100 or more.
     """
-    clicks = np.array([training_clicks.get(query, 0) for query in targets])
-    return ["tail" if count < 10 else "torso" if count < 100 else "head" for count in clicks.tolist()]
+    return _bands(np.array([training_clicks.get(query, 0) for query in targets])).tolist()
+
+
+def in_slice(columns: Mapping[str, Sequence], where: str = "all") -> np.ndarray:
+    """Which rows belong to a slice of the held-out clicks.
+
+    Args:
+        columns: of a record, N rows each. ``training_clicks`` (of the clicked query) and ``prefix_clicks`` (of the
+            typed prefix) are read for the bands, ``seen`` for queries that were clicked in training, ``random`` for
+            requests whose list was shuffled when it was shown, ``behaviour`` for orders.
+        where: names of :data:`SLICES`, a blank between them: rows must lie in all of them, as in ``order tail``.
+
+    Returns:
+        ``bool`` (N,).
+
+    Raises:
+        ValueError: no such slice, or the records lack its column.
+    """
+    mask = np.ones(len(columns["request_id"]), dtype=bool)
+    for name in re.findall(r"prefix \w+|\S+", where):
+        if name not in SLICES:
+            raise ValueError(f"no slice '{name}'; expected one of {', '.join(SLICES)}")
+        column, belongs = SLICES[name]
+        if column not in columns:
+            raise ValueError(f"slice '{name}' needs the column '{column}', which the records lack; run the grid again")
+        mask &= belongs(np.asarray(columns[column]))
+    return mask
 
 
 def invalid_share(lists: Sequence[Sequence[str]], known_queries: Collection[str]) -> float:
@@ -280,3 +266,8 @@ def summary_table(
 def _batch(size: int) -> int:
     """Resamples held in memory at a time: at most about 4 million numbers."""
     return max(1, 4_000_000 // max(size, 1))
+
+
+def _bands(clicks: np.ndarray) -> np.ndarray:
+    """One of :data:`BANDS` for each count of training clicks."""
+    return np.where(clicks < 10, "tail", np.where(clicks < 100, "torso", "head"))

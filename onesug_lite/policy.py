@@ -17,9 +17,10 @@ from pathlib import Path
 import polars as pl
 
 from onesug_lite.decode import DecodeConfig, prepare, suggest_queries
-from onesug_lite.generator import load_generator, save_generator
-from onesug_lite.prompt import PromptConfig, build_prompts, clean
+from onesug_lite.generator import Prompt, load_generator, save_generator
+from onesug_lite.prompt import PromptConfig, build_prompts, clean, encode_queries
 from onesug_lite.sid_search import PrefixSearch
+from onesug_lite.trie import Trie
 
 
 class PolicyError(ValueError):
@@ -30,11 +31,12 @@ class OneSugPolicy:
     """Generative suggester.
 
     Args:
-        model: encoder-decoder in evaluation mode.
+        model: generator in evaluation mode.
         tokenizer: its tokeniser.
         search: related queries of a prefix; ``None`` for a generator without PRE.
         prompt: how a request becomes encoder input.
         decode: beam search settings, 32 -> 16 in the paper.
+        known: queries that it may write, read with ``decode.known``.
     """
 
     def __init__(
@@ -44,24 +46,29 @@ class OneSugPolicy:
         search: PrefixSearch | None = None,
         prompt: PromptConfig | None = None,
         decode: DecodeConfig | None = None,
+        known: Sequence[str] = (),
     ):
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.search = search
         self.prompt = prompt or PromptConfig()
         self.decode = decode or DecodeConfig()
+        self.known = list(known) if self.decode.known else []
 
     @cached_property
     def _searcher(self):
         """The model as the search wants it, packed once and not at every request."""
-        return prepare(self.model, self.decode)
+        trie = None
+        if self.decode.known:
+            trie = Trie(encode_queries(self.tokenizer, self.known, self.prompt), self.model.config.vocab_size)
+        return prepare(self.model, self.decode, trie)
 
-    def prompts(self, requests: pl.DataFrame) -> list[list[int]]:
+    def prompts(self, requests: pl.DataFrame) -> list[Prompt]:
         """Encoder input ids of each request.
 
         Args:
             requests: frame with columns ``prefix`` (String), ``history`` and ``profile`` (List(String); null or a
-                missing column means that nothing is known of the shopper).
+                missing column means that nothing is known of the shopper); ``user_id`` where raw ids are read.
 
         Raises:
             PromptError: a prefix is empty or blank; the message names the row.
@@ -73,7 +80,8 @@ class OneSugPolicy:
             for name in ("history", "profile")
         )
         related = None if self.search is None else self.search.related([clean(text or "") for text in prefixes])
-        return build_prompts(self.tokenizer, prefixes, related, histories, profiles, self.prompt)
+        users = requests["user_id"].to_list() if self.prompt.ids and "user_id" in requests.columns else None
+        return build_prompts(self.tokenizer, prefixes, related, histories, profiles, self.prompt, users)
 
     def scored(self, requests: pl.DataFrame, batch_size: int = 64) -> list[list[tuple[str, float]]]:
         """Ranked (query, log-probability) lists, best first.
@@ -115,6 +123,8 @@ class OneSugPolicy:
         save_generator(self.model, self.tokenizer, new / "generator")
         if self.search is not None:
             self.search.save(new / "search")
+        if self.known:
+            pl.DataFrame({"query": self.known}).write_parquet(new / "known.parquet")
         settings = {
             "prompt": asdict(self.prompt),
             "decode": asdict(self.decode),
@@ -144,4 +154,6 @@ class OneSugPolicy:
         settings = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
         model, tokenizer = load_generator(folder / "generator")
         search = PrefixSearch.load(folder / "search") if settings["related_queries"] else None
-        return cls(model, tokenizer, search, PromptConfig(**settings["prompt"]), DecodeConfig(**settings["decode"]))
+        prompt, decode = PromptConfig(**settings["prompt"]), DecodeConfig(**settings["decode"])
+        known = pl.read_parquet(folder / "known.parquet")["query"].to_list() if decode.known else ()
+        return cls(model, tokenizer, search, prompt, decode, known)

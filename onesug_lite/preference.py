@@ -1,226 +1,119 @@
-r"""Preference training: the pair-wise and list-wise losses of reward-weighted ranking, and their use.
+r"""Preference training: one round of reward-weighted ranking turns a seed model into its successor.
 
-The implicit reward of a query is how much more likely the policy makes it than the frozen seed model did,
-:math:`\hat r(q) = \beta \log(\pi_\theta(q|x) / \pi_{ref}(q|x))`. With a chosen query :math:`w`, rejected
-queries :math:`l`, and the weight of each pair :math:`rw_\Delta` (see :mod:`onesug_lite.reward`):
+Every recipe here is a row of settings of one loop (:class:`onesug_lite.losses.PreferenceConfig`): the paper's losses,
+plain DPO, list-wise ranking without a reference model, and likelihood that counts a click by its worth or by how rarely
+its query was shown.
 
-.. math::
-
-    L_{pair} &= -\log \sigma\big(-rw_\Delta\, h(\hat r_l - \hat r_w)\big) \\
-    L_{list} &= -\log \sigma\Big(-\log \sum_l \exp\big(rw_\Delta\, h(\hat r_l - \hat r_w)\big)\Big)
-
-to which :math:`-\alpha \log \pi_\theta(w|x)` is added, the supervised anchor that keeps the policy a language
-model. :math:`h(x)` is the hinge, with :math:`x = \hat r_l - \hat r_w` above 0 where the rejected query is
-preferred:
-
-- ``violated``: :math:`\max(0, x - \delta)`; only rejected queries that lead by more than :math:`\delta` are
-  pushed.
-- ``printed``: list-wise the same, for so it is printed; pair-wise :math:`-\max(0, -x - \delta)`, as printed
-  too, with a gradient of zero wherever the pair is ranked wrongly and a push for pairs that are right
-  already.
-- ``none``: :math:`x`; with equal weights, pair-wise is DPO and list-wise is softmax-DPO.
-
-At the start policy and reference agree, so every :math:`x` is 0 and with :math:`\delta > 0` both hinges are
-flat: training begins as supervised training on the chosen queries and the preference term wakes up where that
-leads the policy astray. A negative ``delta`` asks the chosen query to lead by that much instead. A list-wise
-loss over one rejected query is the pair-wise one (``violated``, ``none``).
-
-Source: paper, section RWR; both losses as third-party notes print them; hyper-parameters: authors' public
-code.
+Source: paper, section RWR; training loop of the authors' public repository.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from onesug_lite.generator import (
+from onesug_lite.generator import Prompt, collate, query_logits
+from onesug_lite.losses import PreferenceConfig, listwise_loss, pairwise_loss, sequence_log_probs
+from onesug_lite.prompt import PromptConfig, encode_queries
+from onesug_lite.reward import LEVELS, PreferenceSets
+from onesug_lite.training import (
     Examples,
     Steps,
     TrainResult,
     bf16_pays,
     check_examples,
-    collate,
     fingerprint,
     plan_batches,
     run_trainer,
 )
-from onesug_lite.prompt import PromptConfig, encode_queries
-from onesug_lite.reward import PreferenceSets
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-LOSSES = ("listwise", "pairwise", "supervised")
-HINGES = ("violated", "printed", "none")
-
-
-@dataclass(frozen=True)
-class PreferenceConfig:
-    """The preference stage. The paper states none of the fields below ``reward_weights``."""
-
-    loss: str = "listwise"  # paper: list-wise; "pairwise": its ablation; "supervised": ours, the anchor alone
-    hinge: str = "violated"  # paper: "printed", the same for list-wise; the other two are ours, see above
-    beta: float = 0.5  # authors' public code
-    alpha: float = 0.4  # authors' public code: weight of the supervised anchor, log-probability of the whole query
-    delta: float = 0.5  # authors' public code: margin of the hinge
-    reward_weights: bool = True  # paper: weight 1 / (r_w - r_l); False: every pair weighs 1
-    steps: int = 300  # ours
-    batch_size: int = 64  # ours: requests a step; each brings one chosen and four rejected queries
-    learning_rate: float = 2e-4  # ours: a fifth of the supervised rate; 5e-6 suits a pretrained checkpoint
-    warmup: int = 30  # ours: steps of rising rate, then it falls linearly to zero
-    weight_decay: float = 0.01  # ours
-    max_grad_norm: float = 1.0  # ours
-    bf16: bool | None = None  # ours: None uses it where the processor multiplies bf16 natively
-    group_batches: int = 32  # ours: batches sorted by prompt length together
-    log_every: int = 10  # ours: steps one point of the curves averages over
-    save_every: int = 100  # ours: steps that an interruption costs at most
-
-    def __post_init__(self):
-        for name, allowed in (("loss", LOSSES), ("hinge", HINGES)):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(f"{name} is '{value}'; expected one of {', '.join(allowed)}")
-        if not self.beta > 0:
-            raise ValueError(f"beta is {self.beta}; expected a number above 0")
-        if not self.alpha >= 0:
-            raise ValueError(f"alpha is {self.alpha}; expected 0 or more")
-        if self.loss == "supervised" and self.alpha == 0:
-            raise ValueError("loss is 'supervised' and alpha is 0, so there is nothing to learn; give alpha above 0")
+    from onesug_lite.trie import Trie
 
 
-class PreferenceLoss(NamedTuple):
-    """A preference loss, without the supervised anchor.
-
-    Attributes:
-        loss: (B,) one number a request.
-        margin: (B, K) how far the chosen query leads each rejected one in implicit reward, without gradient.
-    """
-
-    loss: Tensor
-    margin: Tensor
-
-
-def sequence_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
-    r"""Log-probability of whole sequences, :math:`\sum_t \log \pi(q_t \mid q_{<t}, x)`.
-
-    Args:
-        logits: (B, T, V), position t scores ``labels[:, t]``.
-        labels: (B, T) token ids, -100 where a position does not count.
-
-    Returns:
-        (B,) nats in float32, 0 for a row without labels.
-    """
-    return (
-        -F.cross_entropy(  # (B * T,), 0 at ignored positions
-            logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none"
-        )
-        .view(labels.shape)
-        .sum(dim=1)
-    )
-
-
-def pairwise_loss(
-    chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, weight: Tensor, config: PreferenceConfig
-) -> PreferenceLoss:
-    r"""Pair-wise loss: each rejected query makes a pair with the chosen one, and a request counts their mean.
-
-    .. math:: L = \frac{1}{K} \sum_l \mathrm{softplus}\big(rw_\Delta\, h(\hat r_l - \hat r_w)\big)
-
-    ``softplus`` is :math:`-\log \sigma(-x)` in a form that does not overflow.
-
-    Args:
-        chosen_log_ratio: (B,) log of policy over reference probability of the chosen queries.
-        rejected_log_ratio: (B, K) the same of the rejected ones.
-        weight: (B, K) pair weights, above 0; not read unless ``config.reward_weights``.
-        config: ``hinge``, ``beta``, ``delta`` and ``reward_weights`` are read.
-
-    Returns:
-        Loss and margin.
-
-    Source:
-        Paper, section RWR, eq. pair-wise loss (third-party notes). Without hinge and weights: DPO.
-    """
-    lead = config.beta * (rejected_log_ratio - chosen_log_ratio[:, None])  # (B, K)
-    scored = -torch.relu(-lead - config.delta) if config.hinge == "printed" else _hinge(lead, config)
-    return PreferenceLoss(F.softplus(_weighted(scored, weight, config)).mean(dim=1), -lead.detach())
-
-
-def listwise_loss(
-    chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, weight: Tensor, config: PreferenceConfig
-) -> PreferenceLoss:
-    r"""List-wise loss: the chosen query against all rejected ones at once (Plackett-Luce, first place only).
-
-    .. math:: L = \mathrm{softplus}\Big(\log \sum_l \exp\big(rw_\Delta\, h(\hat r_l - \hat r_w)\big)\Big)
-
-    The rejected query that leads most gets most of the gradient.
-
-    Args:
-        chosen_log_ratio: (B,) log of policy over reference probability of the chosen queries.
-        rejected_log_ratio: (B, K) the same of the rejected ones.
-        weight: (B, K) pair weights, above 0; not read unless ``config.reward_weights``.
-        config: ``hinge``, ``beta``, ``delta`` and ``reward_weights`` are read.
-
-    Returns:
-        Loss and margin.
-
-    Source:
-        Paper, section RWR, eq. list-wise loss (third-party notes). Without hinge and weights: softmax-DPO.
-    """
-    lead = config.beta * (rejected_log_ratio - chosen_log_ratio[:, None])  # (B, K)
-    scored = _weighted(_hinge(lead, config), weight, config)
-    return PreferenceLoss(F.softplus(scored.logsumexp(dim=1)), -lead.detach())
-
-
-def _hinge(lead: Tensor, config: PreferenceConfig) -> Tensor:
-    return lead if config.hinge == "none" else torch.relu(lead - config.delta)
-
-
-def _weighted(scored: Tensor, weight: Tensor, config: PreferenceConfig) -> Tensor:
-    return scored * weight if config.reward_weights else scored
-
-
-def candidate_log_probs(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
+def candidate_log_probs(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, allowed: Tensor | None = None
+) -> Tensor:
     """Log-probabilities of several queries for each request, its prompt being encoded once.
 
     Args:
-        model: an encoder-decoder.
-        input_ids: (B, S) prompts.
-        attention_mask: (B, S), 0 at padding.
+        model: of either architecture.
+        input_ids: (B, P) or (B, P, W) prompts.
+        attention_mask: (B, P), 0 at padding.
         labels: (B * C, T) the C queries of request 0, then those of request 1; -100 at padding.
+        allowed: (B * C, T, V) tokens among which the probability is; all when not given.
 
     Returns:
         (B, C) nats.
     """
-    from transformers.modeling_outputs import BaseModelOutput
+    logits = query_logits(model, input_ids, attention_mask, labels)  # (B * C, T, V)
+    return sequence_log_probs(logits, labels, allowed).view(len(input_ids), -1)
 
-    candidates = len(labels) // len(input_ids)
-    states = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, S, D)
-    logits = model(
-        encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(candidates, dim=0)),
-        attention_mask=attention_mask.repeat_interleave(candidates, dim=0),
-        decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels),
-        use_cache=False,
-    ).logits  # (B * C, T, V)
-    return sequence_log_probs(logits, labels).view(-1, candidates)
+
+def example_weights(rows: pl.DataFrame, config: PreferenceConfig) -> np.ndarray:
+    r"""What each row counts in the loss, its preference term and its anchor alike.
+
+    ``level``: :math:`\exp(c(\lambda - 1))` of the click's base reward :math:`\lambda`; an order counts more.
+
+    ``propensity``: :math:`\min(1 / \mu(q, k|x), \mathrm{clip})`, one over the probability that the policy which wrote
+    the log put this query at the place of the click. A click on what is rarely shown stands for those that were not
+    to be had. Reading is not divided out: a log does not hold it, and it need not. The policy we write for, one that
+    puts every query at every place equally often, is read at a place as the logging one was, so in the quotient of
+    the two only :math:`\mu` remains (the item-position estimator of offline evaluation). Where every query can come
+    to every place, the expected weight of its clicks is then proportional to how well it is liked once read. Two
+    limits: a query that only ever comes to some places is made up for at these alone, and the clip, which tames the
+    variance, gives back part of the bias.
+
+    Either is divided by its mean over all rows, so that learning rates keep their meaning.
+
+    Args:
+        rows: preference rows with ``chosen_behaviour`` and, for ``propensity``, that column.
+        config: see there.
+
+    Returns:
+        (N,) float32 with mean 1.
+
+    Raises:
+        ValueError: a propensity is asked for and unknown.
+
+    Source:
+        Ours; controls that the paper does not report. The estimator: Li et al., Offline evaluation of ranking policies
+        with click models, KDD 2018.
+    """
+    if config.example_weight == "none":
+        return np.ones(len(rows), np.float32)
+    if config.example_weight == "level":
+        level = np.array([LEVELS[name] for name in rows["chosen_behaviour"].to_list()])
+        weight = np.exp(config.level_scale * (level - 1))
+    else:
+        unknown = rows["propensity"].is_null().sum() if "propensity" in rows.columns else len(rows)
+        if unknown:
+            raise ValueError(
+                f"example_weight is 'propensity' and {unknown} of {len(rows)} clicks have none; the log's table "
+                "candidates needs its optional column 'propensity' (see onesug_lite.log)"
+            )
+        weight = np.minimum(1 / rows["propensity"].to_numpy(), config.clip)
+    return (weight / weight.mean()).astype(np.float32)
 
 
 def train_preference(
     model: PreTrainedModel,
     sets: PreferenceSets,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt],
     tokenizer: PreTrainedTokenizerBase,
     config: PreferenceConfig,
     seed: int,
     work: Path,
     prompt: PromptConfig | None = None,
+    trie: Trie | None = None,
 ) -> TrainResult:
     r"""One round of reward-weighted ranking: the seed model :math:`M_t` becomes :math:`M_{t+1}`.
 
@@ -230,7 +123,7 @@ def train_preference(
     reference, and a policy that drops units at random differs from its own seed before it has learnt
     anything, by noise that passes for preference.
 
-    Checkpoints, interruption and reproducibility are those of :func:`onesug_lite.generator.train_supervised`.
+    Checkpoints, interruption and reproducibility are those of :func:`onesug_lite.training.train_supervised`.
 
     Args:
         model: the seed model; trained in place, on one device.
@@ -241,21 +134,28 @@ def train_preference(
         seed: of the data order.
         work: folder for the checkpoints.
         prompt: ``query_tokens`` is read; the defaults when not given.
+        trie: of the known queries, read with ``config.known``.
 
     Returns:
         The model, seconds, and a history with the columns ``step``, ``loss``, ``accuracy`` (share of rejected
         queries that the chosen one leads), ``chosen_log_ratio``, ``margin`` (mean lead in implicit reward),
         ``preference`` (the loss without its anchor), ``rejected_log_ratio`` and ``sft_nll`` (nats a chosen
-        query), each the mean over the last ``log_every`` steps.
+        query), each the mean over the last ``log_every`` steps; ``loss`` alone counts rows by their weight. A
+        ``chosen_log_ratio`` below 0 is displacement: the chosen queries have become less likely than the seed model
+        found them. Without a reference, both log-ratios are log-probabilities, and displacement is their fall since
+        the first row; a supervised loss scores no rejected query and watches ``sft_nll`` alone, whose rise it is.
 
     Raises:
-        ValueError: no rows, prompts and rows differ in number, rows with different numbers of rejected
-            queries, or a sequence longer than the model's positions.
+        ValueError: ``config.known`` without a trie or with a query that it does not hold, propensities asked for and
+            unknown, no rows, prompts and rows differ in number, rows with different numbers of rejected queries, or a
+            sequence longer than the model's positions.
 
     Source:
         Paper, section RWR; training loop of the authors' public repository.
     """
     rows = sets.rows
+    if config.known and trie is None:
+        raise ValueError("config.known is set and no trie of known queries was given; pass trie, or set known=False")
     if len(prompts) != len(rows):
         raise ValueError(f"{len(prompts)} prompts and {len(rows)} preference rows; expected one prompt for each row")
     if not len(rows):
@@ -263,34 +163,70 @@ def train_preference(
     sizes = rows["rejected"].list.len().unique().sort().to_list()
     if len(sizes) > 1 or sizes[0] == 0:
         raise ValueError(f"rows have {sizes} rejected queries; expected the same number, 1 or more, in each row")
-    negatives = sizes[0]
+    counts = example_weights(rows, config)
 
     plan = plan_batches(np.array([len(ids) for ids in prompts]), config, seed)  # (steps, batch_size)
     used, plan = np.unique(plan, return_inverse=True)  # rows that no step reads cost nothing
     plan = plan.reshape(config.steps, config.batch_size)
-    rows = rows[used]
+    rows, counts = rows[used], counts[used]
     prompts = [prompts[row] for row in used]
-    texts = [[chosen, *rejected] for chosen, rejected in rows.select("chosen", "rejected").iter_rows()]
+    rejected = sizes[0] if config.loss != "supervised" else 0  # what the loss does not read is not scored
+    texts = [[chosen, *others[:rejected]] for chosen, others in rows.select("chosen", "rejected").iter_rows()]
     ids = encode_queries(tokenizer, [text for row in texts for text in row], prompt or PromptConfig())
-    width = 1 + negatives
-    targets = [ids[start : start + width] for start in range(0, len(ids), width)]  # chosen first
-    weight = np.array(rows["weight"].to_list(), dtype=np.float32)  # (N, K)
+    targets = [ids[start : start + 1 + rejected] for start in range(0, len(ids), 1 + rejected)]  # chosen first
+    weight = np.array(rows["weight"].to_list(), dtype=np.float32)[:, :rejected]  # (N, K)
     check_examples(model, Examples(prompts, [max(row, key=len) for row in targets]))
 
     def batch(which: np.ndarray) -> dict[str, Tensor]:
         flat = [query for row in which for query in targets[row]]
-        return collate([prompts[row] for row in which], flat, model.config.pad_token_id)
+        tensors = collate([prompts[row] for row in which], flat, model.config.pad_token_id)
+        if config.known:
+            tensors["allowed"] = trie.allowed(tensors["labels"], model.config.vocab_size)
+        return tensors
 
     bf16 = bf16_pays() if config.bf16 is None else config.bf16
-    reference = _reference(model, [len(ids) for ids in prompts], batch, config.batch_size, bf16)  # (N, 1 + K)
+    reference = torch.zeros(len(rows), 1 + rejected)
+    if config.reference and config.loss != "supervised":
+        reference = _reference(model, [len(ids) for ids in prompts], batch, config.batch_size, bf16)  # (N, 1 + K)
 
     def step(number: int) -> dict[str, Tensor]:
         which = plan[number]
-        return batch(which) | {"reference": reference[which], "weight": torch.from_numpy(weight[which])}
+        arrays = {"weight": weight[which], "counts": counts[which]}
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return batch(which) | tensors | {"reference": reference[which]}
 
-    run = fingerprint(model, config, seed, prompts, [query for row in targets for query in row], weight)
-    steps = Steps(config.steps, step)
-    return run_trainer(_trainer_class(), model, steps, config, seed, work, run, preference=config)
+    run = fingerprint(
+        model, config, seed, prompts, [query for row in targets for query in row], weight, counts, reference.numpy()
+    )
+    return run_trainer(_loss(config), model, Steps(config.steps, step), config, seed, work, run)
+
+
+def _loss(config: PreferenceConfig):
+    """Loss of a batch and the numbers that its history watches."""
+
+    def loss(model, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        model.eval()  # no dropout; gradients flow all the same
+        reference, weight, counts = (inputs.pop(name) for name in ("reference", "weight", "counts"))
+        policy = candidate_log_probs(model, **inputs)  # (B, 1 + K)
+        tokens = (inputs["labels"] != -100).sum(dim=1).view(policy.shape)
+        nll = -policy[:, 0]
+        if config.loss == "supervised":
+            return (config.alpha * nll * counts).mean(), {"sft_nll": nll}
+        ratio = policy - reference
+        scores = ratio / tokens if config.length_normalised else ratio
+        function = pairwise_loss if config.loss == "pairwise" else listwise_loss
+        result = function(scores[:, 0], scores[:, 1:], weight, config)
+        watched = {
+            "accuracy": (result.margin > 0).float(),
+            "chosen_log_ratio": ratio[:, 0],
+            "margin": result.margin,
+            "preference": result.loss,
+            "rejected_log_ratio": ratio[:, 1:],
+            "sft_nll": nll,
+        }
+        return ((config.alpha * nll + result.loss) * counts).mean(), watched
+
+    return loss
 
 
 def _reference(model: PreTrainedModel, lengths: Sequence[int], batch, batch_size: int, bf16: bool) -> Tensor:
@@ -309,52 +245,3 @@ def _reference(model: PreTrainedModel, lengths: Sequence[int], batch, batch_size
     reference = torch.empty(len(order), parts[0].shape[1])
     reference[torch.from_numpy(order)] = torch.cat(parts)
     return reference
-
-
-def _trainer_class() -> type[Trainer]:
-    """A ``Trainer`` with the preference loss; made here because importing ``Trainer`` takes seconds."""
-    from transformers import Trainer
-
-    class PreferenceTrainer(Trainer):
-        def __init__(self, *, preference: PreferenceConfig, **options):
-            super().__init__(**options)
-            self.preference, self.seen = preference, {}
-
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            if not hasattr(model, "get_encoder"):
-                raise ValueError("preference training runs on one device; start it as a single process with one GPU")
-            config = self.preference
-            model.eval()  # no dropout; gradients flow all the same
-            reference, weight = inputs["reference"], inputs["weight"]
-            with self.accelerator.autocast():
-                policy = candidate_log_probs(
-                    model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
-                )  # (B, 1 + K)
-            chosen, rejected = (policy - reference).split([1, weight.shape[1]], dim=1)  # (B, 1), (B, K)
-            function = pairwise_loss if config.loss == "pairwise" else listwise_loss
-            result = function(chosen[:, 0], rejected, weight, config)
-            nll = -policy[:, 0]
-            loss = config.alpha * nll
-            if config.loss != "supervised":
-                loss = loss + result.loss
-            self._note(
-                accuracy=(result.margin > 0).float(),
-                chosen_log_ratio=chosen,
-                margin=result.margin,
-                preference=result.loss,
-                rejected_log_ratio=rejected,
-                sft_nll=nll,
-            )
-            return (loss.mean(), policy) if return_outputs else loss.mean()
-
-        def _note(self, **values: Tensor) -> None:
-            for name, value in values.items():
-                self.seen.setdefault(name, []).append(value.detach().mean())
-
-        def log(self, logs, *args, **options):
-            if "loss" in logs:
-                logs = logs | {name: torch.stack(values).mean().item() for name, values in self.seen.items()}
-                self.seen = {}
-            super().log(logs, *args, **options)
-
-    return PreferenceTrainer

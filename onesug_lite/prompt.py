@@ -7,21 +7,30 @@ The encoder reads one line of text per request, in four segments::
 Related queries and earlier searches are lists, so an item token stands between their entries. Everything a
 shopper typed is cleaned first and can never produce one of these control tokens, whatever it spells.
 
+A prompt is a row of *positions*. Written out, each token has its own; ``pooled``, an item (a related query, an earlier
+search, a profile attribute) is one position that holds all its tokens, which enter the model as one vector. That makes
+a prompt a third as long, and training as much faster.
+
 Source: paper, section "One encoder-decoder" (the four segments); the sizes are ours.
 """
 
 from __future__ import annotations
 
 import unicodedata
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+    from onesug_lite.generator import Prompt
+
 # In this order, so that <s>, <pad>, </s> and <unk> have the ids that BART gives them.
 CONTROL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<sep>", "<item>")
+
+_ID_DIGITS = 7  # of a raw id: larger ones are cut down to their last digits; a blank and a digit are two tokens at most
 
 # Control characters, format characters, surrogates, private use and unassigned code points.
 _DROPPED = frozenset(("Cc", "Cf", "Cs", "Co", "Cn"))
@@ -40,12 +49,14 @@ class PromptConfig:
     item_tokens: int = 8  # ours: of one related query or of one earlier search
     profile_tokens: int = 24  # ours: of all profile attributes together
     query_tokens: int = 16  # ours: of the query to write, end of sequence included
+    pooled: bool = True  # ours: an item is one position; False: the paper's plain text, and what checkpoints read
+    ids: bool = False  # paper: raw ids of shopper and prefix in the prompt, which it found to hurt
 
     @property
-    def prompt_tokens(self) -> int:
-        """The longest prompt these sizes allow, in tokens."""
-        items = (self.related + self.history) * (self.item_tokens + 1)
-        return 1 + self.prefix_tokens + 3 + items + self.profile_tokens
+    def longest(self) -> int:
+        """The longest prompt these sizes allow, in positions."""
+        items = (self.related + self.history) * (1 if self.pooled else self.item_tokens + 1)
+        return 1 + self.prefix_tokens + 3 + items + self.profile_tokens + (4 * _ID_DIGITS + 2 if self.ids else 0)
 
 
 class PromptError(ValueError):
@@ -152,24 +163,28 @@ def build_prompts(
     histories: Sequence[Sequence[str] | None] | None,
     profiles: Sequence[Sequence[str] | None] | None,
     config: PromptConfig,
-) -> list[list[int]]:
+    users: Sequence[int | None] | None = None,
+) -> list[Prompt]:
     """Write one encoder input per request: ``[CLS] prefix [SEP] related [SEP] history [SEP] profile``.
 
     History stands newest first, so that the latest search is always at the same place. A missing segment is
     empty but keeps its separator. Every segment is cut at its own length, so no segment pushes out another.
 
     Args:
-        tokenizer: ours, or that of any Hugging Face encoder-decoder; without a separator of its own, its end
-            of sequence separates.
+        tokenizer: ours, or that of any Hugging Face model; without a separator of its own, its end of sequence
+            separates.
         prefixes: N typed texts.
         related: N lists of related queries, best first; ``None`` for no such segment.
         histories: N lists of earlier searches, oldest first; a row may be ``None``.
         profiles: N lists of text attributes; a row may be ``None``.
-        config: the sizes.
+        config: the sizes, and whether items are ``pooled``.
+        users: N shopper numbers, read with ``config.ids`` alone: a fifth segment then holds the digits of the
+            shopper's number and of a number that stands for the prefix.
 
     Returns:
-        N lists of token ids, without padding, each at most ``config.prompt_tokens`` long (longer by a few
-        where a foreign tokeniser separates items by more than one token).
+        N prompts without padding, each at most ``config.longest`` positions long (longer by a few where a foreign
+        tokeniser separates items by more than one token): lists of token ids, one for each position, or, pooled,
+        lists of lists of them.
 
     Raises:
         PromptError: when a prefix is empty once cleaned, or when the inputs differ in length.
@@ -177,7 +192,8 @@ def build_prompts(
     Source: paper, section "One encoder-decoder".
     """
     rows = len(prefixes)
-    for name, column in (("related", related), ("histories", histories), ("profiles", profiles)):
+    columns = {"related": related, "histories": histories, "profiles": profiles, "users": users}
+    for name, column in columns.items():
         if column is not None and len(column) != rows:
             raise PromptError(f"{name} has {len(column)} rows and prefixes has {rows}; give one entry per prefix")
     typed = [clean(prefix[: config.max_prefix_chars] if prefix else "") for prefix in prefixes]
@@ -192,19 +208,59 @@ def build_prompts(
     history_items = empty
     if histories is not None and config.history:
         history_items = [(items[-config.history :][::-1] if items else ()) for items in histories]
-    profile_items = [items or () for items in profiles] if profiles is not None else empty
+    profile_items = empty
+    if profiles is not None and config.profile_tokens:
+        profile_items = [items or () for items in profiles]
+    numbers = empty
+    if config.ids:
+        users = users if users is not None else [None] * rows
+        numbers = [_raw_ids(user, text) for user, text in zip(users, typed, strict=True)]
 
-    ids = _Encoded(tokenizer, typed, related_items, history_items, profile_items)
-    control = _control_ids(tokenizer)
-    start, separator, between = control.start, control.separator, control.item
+    ids = _Encoded(tokenizer, typed, related_items, history_items, profile_items, numbers)
+    start, separator, between = _control_ids(tokenizer)
     prompts = []
     for row in range(rows):
-        prompt = start + ids.of(typed[row])[: config.prefix_tokens]
-        for items in (related_items[row], history_items[row]):
-            prompt += separator + ids.joined(items, between, config.item_tokens)
-        prompt += separator + ids.joined(profile_items[row], between, config.item_tokens)[: config.profile_tokens]
-        prompts.append(prompt)
+        prefix = [[token] for token in ids.of(typed[row])[: config.prefix_tokens]]
+        prompt = [[token] for token in start] + prefix
+        for items, limit in (
+            (related_items[row], None),
+            (history_items[row], None),
+            (profile_items[row], config.profile_tokens),
+        ):
+            held = _cut([ids.item(item)[: config.item_tokens] for item in items], limit)
+            prompt += [[token] for token in separator]
+            prompt += held if config.pooled else _written_out(held, between)
+        if config.ids:
+            prompt += [[token] for token in separator]
+            prompt += _written_out([ids.item(number) for number in numbers[row]], between)
+        prompts.append(prompt if config.pooled else [token for (token,) in prompt])
     return prompts
+
+
+def _cut(items: list[list[int]], limit: int | None) -> list[list[int]]:
+    """The items that are not empty, up to ``limit`` tokens of all together."""
+    held, left = [], limit
+    for item in items:
+        kept = item if left is None else item[:left]
+        if kept:
+            held.append(kept)
+        if left is not None:
+            left -= len(kept)
+    return held
+
+
+def _written_out(items: list[list[int]], between: list[int]) -> list[list[int]]:
+    """One token a position, ``between`` between the items."""
+    line: list[int] = []
+    for item in items:
+        line += (between if line else []) + item
+    return [[token] for token in line]
+
+
+def _raw_ids(user: int | None, prefix: str) -> list[str]:
+    """Digits, a blank between them so that each is a token, of the shopper's number and of the prefix's checksum."""
+    numbers = ([] if user is None else [user]) + [zlib.crc32(prefix.encode())]
+    return [" ".join(f"{number % 10**_ID_DIGITS:0{_ID_DIGITS}d}") for number in numbers]
 
 
 def encode_queries(tokenizer: PreTrainedTokenizerBase, queries: Sequence[str], config: PromptConfig) -> list[list[int]]:
@@ -253,8 +309,7 @@ def decode_queries(tokenizer: PreTrainedTokenizerBase, ids: Iterable[Sequence[in
     return [text.strip() for text in texts]
 
 
-@dataclass(frozen=True)
-class _ControlIds:
+class _ControlIds(NamedTuple):
     start: list[int]
     separator: list[int]
     item: list[int]
@@ -289,14 +344,9 @@ class _Encoded:
     def of(self, cleaned: str) -> list[int]:
         return self._ids[cleaned]
 
-    def joined(self, items: Sequence[str], between: list[int], limit: int) -> list[int]:
-        """Ids of the non-empty items, each cut at ``limit``, with ``between`` between them."""
-        line: list[int] = []
-        for item in items:
-            ids = self._ids[self._cleaned[item]]
-            if ids:
-                line += (between if line else []) + ids[:limit]
-        return line
+    def item(self, text: str) -> list[int]:
+        """Ids of a text as it came, cleaned on the way."""
+        return self._ids[self._cleaned[text]]
 
 
 def _shorten(text: object) -> str:

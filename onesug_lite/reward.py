@@ -63,10 +63,11 @@ class PreferenceSets(NamedTuple):
     """Chosen clicks, each with its rejected queries.
 
     Attributes:
-        rows: one row a chosen click, in the order of time: ``request_id``, ``prefix``, ``profile``,
-            ``history``, ``chosen``, ``chosen_behaviour``, ``chosen_reward``, and the lists ``rejected``,
-            ``rejected_behaviour``, ``rejected_reward``, ``weight``, each ``negatives`` long and in the same
-            order.
+        rows: one row a chosen click, in the order of time: ``request_id``, ``prefix``, ``profile``, ``history``,
+            ``chosen``, ``chosen_behaviour``, ``propensity`` (probability that the logging policy put the chosen query
+            at the place where it was clicked, null when the log does not say), ``chosen_reward``, and the lists
+            ``rejected``, ``rejected_behaviour``, ``rejected_reward``, ``weight``, each ``negatives`` long and in the
+            same order.
         mean_ctr: clicks over impressions of the whole log, what the centred factor subtracts.
     """
 
@@ -125,13 +126,11 @@ def reward(level_values: np.ndarray, ctr: np.ndarray, mean_ctr: float, config: R
         config: ``ctr_factor`` is read.
 
     Returns:
-        ``float64`` rewards, 0 or more. A rate is at most 1, so with the centred factor an order of the lowest
-        rate still is worth more than a show of the highest as long as the rates differ by less than
-        :math:`\ln 4`.
+        ``float64`` rewards, 0 or more. An order of the lowest rate is worth more than a show of the highest: rates
+        differ by at most 1, less than :math:`\ln 4`.
 
     Source:
-        The base rewards and "a factor from that CTR": the authors' article; the exponential: third-party
-        notes; the
+        The base rewards and "a factor from that CTR": the authors' article; the exponential: third-party notes; the
         centring: ours, from the released sample rows.
     """
     shift = mean_ctr if config.ctr_factor == "centred" else 0.0
@@ -141,10 +140,9 @@ def reward(level_values: np.ndarray, ctr: np.ndarray, mean_ctr: float, config: R
 def pair_weight(chosen: np.ndarray, rejected: np.ndarray, config: RewardConfig) -> np.ndarray:
     r"""Weight of a pair, :math:`rw_\Delta = 1 / (r_w - r_l)`, finite for every two rewards.
 
-    As printed the weight is infinite for equal rewards and negative for inverted ones (a clicked query of a
-    low rate against a shown one of a high rate), which would turn the loss around. The gap is therefore never
-    taken below ``min_gap``: such a pair is as hard as a pair can be, and the click still says which query was
-    chosen.
+    As printed the weight is infinite for equal rewards and negative for inverted ones (a clicked query of a low rate
+    against a shown one of a high rate), which would turn the loss around. The gap is therefore never taken below
+    ``min_gap``: such a pair is as hard as a pair can be, and the click still says which query was chosen.
 
     Args:
         chosen: rewards of the chosen queries, any shape.
@@ -166,11 +164,10 @@ def preference_sets(
 ) -> PreferenceSets:
     """Give each clicked query of the training days its rejected queries, with rewards and weights.
 
-    The rejected queries take the levels of ``mix`` in turn until there are ``negatives`` of them: ``show``
-    and ``not_shown`` are drawn without replacement from the candidates of the same request, ``random`` from
-    all queries. A request that has too few of a level gets random queries in their place. A rejected query is
-    never one that was clicked in the same request and never stands twice in a row; a random one is no
-    candidate of the request.
+    The rejected queries take the levels of ``mix`` in turn until there are ``negatives`` of them: ``show`` and
+    ``not_shown`` are drawn without replacement from the candidates of the same request, ``random`` from all queries.
+    A request that has too few of a level gets random queries in their place. A rejected query is never one that was
+    clicked in the same request and never stands twice in a row; a random one is no candidate of the request.
 
     Args:
         train: log of the training days.
@@ -185,8 +182,7 @@ def preference_sets(
         ValueError: the log holds no click, or there are too few queries to draw random ones from.
 
     Source:
-        The paper's nine pair types (authors' article); 4 rejected queries: authors' public code; the mix is
-        ours.
+        The paper's nine pair types (authors' article); 4 rejected queries: authors' public code; the mix is ours.
     """
     ctr = prefix_query_ctr(train, config)
     mean_ctr = float(ctr["clicked"].sum() / ctr["shown"].sum())
@@ -203,8 +199,11 @@ def preference_sets(
 
     first, length = clicks["first"].to_numpy().astype(np.int64), clicks["length"].to_numpy().astype(np.int64)
     level = candidates["level"].to_numpy()  # (C,) index into REJECTED, -1 for clicked
-    rejected, levels = _logged_negatives(first, length, query, level, config, rng)
-    _random_negatives(rejected, levels, first, length, query, pool, rng)
+    # One entry a pair of a click and a candidate of its request: numbers of the click and of the candidate, (P,) each.
+    row = np.repeat(np.arange(len(first)), length)
+    candidate = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length) + np.repeat(first, length)
+    rejected, levels = _logged_negatives(len(first), row, query[candidate], level[candidate], config, rng)
+    _random_negatives(rejected, row, query[candidate], pool, rng)
 
     behaviour = clicks["behaviour"].to_list()
     rows, negatives = rejected.shape
@@ -226,7 +225,7 @@ def preference_sets(
         return pl.concat_list([column(slot).alias(f"slot {slot}") for slot in range(negatives)])
 
     frame = clicks.select(
-        "request_id", "prefix", "profile", "history", chosen="query", chosen_behaviour="behaviour"
+        "request_id", "prefix", "profile", "history", "propensity", chosen="query", chosen_behaviour="behaviour"
     ).with_columns(
         chosen_reward=pl.Series(chosen_reward),
         rejected=lists(lambda slot: texts.gather(rejected[:, slot])),
@@ -244,12 +243,14 @@ def _clicks_and_candidates(train: Log) -> tuple[pl.DataFrame, pl.DataFrame]:
     level = pl.col("behaviour").replace_strict(
         dict(zip(REJECTED, range(len(REJECTED)), strict=True)), default=-1, return_dtype=pl.Int8
     )
-    with_click = train.candidates.lazy().filter(is_click).select("request_id").unique()
+    logged = train.candidates.lazy()
+    if "propensity" not in train.candidates.columns:  # an optional column of the log
+        logged = logged.with_columns(propensity=pl.lit(None, dtype=pl.Float32))
+    with_click = logged.filter(is_click).select("request_id").unique()
     candidates = (
-        train.candidates.lazy()
-        .join(with_click, on="request_id", how="semi")
+        logged.join(with_click, on="request_id", how="semi")
         .join(requests.lazy().select("request_id", "place"), on="request_id")
-        .select("place", "request_id", "query", "behaviour", "position", level=level)
+        .select("place", "request_id", "query", "behaviour", "position", "propensity", level=level)
         .sort("place", "position", "query", nulls_last=True)
         .collect()
     )
@@ -263,73 +264,56 @@ def _clicks_and_candidates(train: Log) -> tuple[pl.DataFrame, pl.DataFrame]:
     clicks = (
         candidates.filter(is_click)
         .join(spans, on="place", how="left", maintain_order="left")
-        .join(
-            requests.select("place", "prefix", "profile", "history"),
-            on="place",
-            how="left",
-            maintain_order="left",
-        )
+        .join(requests.select("place", "prefix", "profile", "history"), on="place", how="left", maintain_order="left")
         .sort("place", "position", "query")
     )
     return clicks, candidates
 
 
 def _logged_negatives(
-    first: np.ndarray,
-    length: np.ndarray,
-    query: np.ndarray,
-    level: np.ndarray,
-    config: RewardConfig,
-    rng: np.random.Generator,
+    rows: int, row: np.ndarray, query: np.ndarray, level: np.ndarray, config: RewardConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fill the slots that the request's own candidates can fill; the others stay -1 and become random.
+
+    Args:
+        rows: number of clicks.
+        row, query, level: (P,) click, query code and level of each candidate of each click's request.
+        config: ``negatives`` and ``mix``.
+        rng: source of the draws.
 
     Returns:
         Query codes (N, negatives), -1 where empty, and levels (N, negatives), indices into :data:`REJECTED`.
     """
-    rows, negatives = len(first), config.negatives
-    slots = [REJECTED.index(config.mix[slot % len(config.mix)]) for slot in range(negatives)]
-    rejected = np.full((rows, negatives), -1, dtype=np.int64)
-    levels = np.full((rows, negatives), REJECTED.index("random"), dtype=np.int64)
-
-    row = np.repeat(np.arange(rows), length)  # (P,) one entry a (click, candidate of its request)
-    candidate = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length) + np.repeat(first, length)
+    slots = [REJECTED.index(config.mix[slot % len(config.mix)]) for slot in range(config.negatives)]
+    rejected = np.full((rows, config.negatives), -1, dtype=np.int64)
+    levels = np.full((rows, config.negatives), REJECTED.index("random"), dtype=np.int64)
     for wanted in (REJECTED.index("show"), REJECTED.index("not_shown")):
         places = np.array([slot for slot, kind in enumerate(slots) if kind == wanted], dtype=np.int64)
         if not len(places):
             continue
-        of_level = level[candidate] == wanted
-        rows_here, candidates_here = row[of_level], candidate[of_level]
+        of_level = level == wanted
+        rows_here, queries_here = row[of_level], query[of_level]
         # Sorting by a random number inside each row and keeping the first few draws without replacement.
         order = np.lexsort((rng.random(len(rows_here)), rows_here))
-        rows_here, candidates_here = rows_here[order], candidates_here[order]
+        rows_here, queries_here = rows_here[order], queries_here[order]
         counts = np.bincount(rows_here, minlength=rows)
         nth = np.arange(len(rows_here)) - (np.cumsum(counts) - counts)[rows_here]  # place inside the row
         kept = nth < len(places)
         target = places[nth[kept]]
-        rejected[rows_here[kept], target] = query[candidates_here[kept]]
+        rejected[rows_here[kept], target] = queries_here[kept]
         levels[rows_here[kept], target] = wanted
     return rejected, levels
 
 
 def _random_negatives(
-    rejected: np.ndarray,
-    levels: np.ndarray,
-    first: np.ndarray,
-    length: np.ndarray,
-    query: np.ndarray,
-    pool: np.ndarray,
-    rng: np.random.Generator,
-    rounds: int = 200,
+    rejected: np.ndarray, row: np.ndarray, query: np.ndarray, pool: np.ndarray, rng: np.random.Generator
 ) -> None:
     """Fill the empty slots in place with queries that are no candidate of the request, each once a row."""
     width = int(max(pool.max(initial=0), query.max(initial=0))) + 1
-    row = np.repeat(np.arange(len(first)), length)
-    candidate = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length) + np.repeat(first, length)
-    taken = np.sort(row * width + query[candidate])  # (row, query) of every candidate as one number, sorted
+    taken = np.sort(row * width + query)  # (row, query) of every candidate as one number, sorted
     for slot in range(rejected.shape[1]):
         todo = np.flatnonzero(rejected[:, slot] < 0)
-        for _ in range(rounds):
+        for _ in range(200):  # draws of those that clashed; only a pool that is all but used up needs many
             if not len(todo) or not len(pool):
                 break
             drawn = pool[rng.integers(len(pool), size=len(todo))]

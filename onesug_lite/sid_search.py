@@ -39,9 +39,12 @@ class SearchConfig:
 
     related: int = 6  # ours: queries that enrich a prefix
     cooccurring: int = 32  # ours: clicked queries that are pooled into a prefix, the most clicked ones
+    method: str = "sid"  # paper: semantic ids, fine to coarse; "nearest": ours, plain nearest neighbours
     damping: bool = True  # ours: weigh a query by log2(1 + clicks); False: by clicks, a plain mean over clicks
 
     def __post_init__(self) -> None:
+        if self.method not in ("sid", "nearest"):
+            raise ValueError(f"SearchConfig.method is '{self.method}'; expected 'sid' or 'nearest'.")
         if self.related < 1 or self.cooccurring < 0:
             raise ValueError(
                 f"SearchConfig.related is {self.related} and cooccurring is {self.cooccurring}; expected 1 "
@@ -252,8 +255,11 @@ class PrefixSearch:
         cases, case = _cases(prefixes, clicked)
         vectors = self._pool(cases)  # (C, D)
         k = min(self.config.related, len(self.queries))
-        sids = self.rqvae.encode(vectors).numpy()
-        rows = search(self.sids, self.embeddings[: len(self.queries)], sids, vectors, k)  # (C, k)
+        queries = self.embeddings[: len(self.queries)]
+        if self.config.method == "nearest":
+            rows = nearest(queries, vectors, k)  # (C, k)
+        else:
+            rows = search(self.sids, queries, self.rqvae.encode(vectors).numpy(), vectors, k)
         return np.asarray(self.queries, dtype=object)[rows[case]].tolist()
 
     def save(self, folder: str | Path) -> None:

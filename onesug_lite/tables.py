@@ -1,7 +1,8 @@
-"""The results chapter's tables: from the records of a grid to rows with intervals and verdicts.
+"""The result chapters' tables: from the records of a grid to rows with intervals and verdicts.
 
-A record is what one run of the grid leaves (see ``notebooks/grid_run.ipynb``): the ranks of the clicked queries in one
-system's lists, and a summary of them. Nothing here trains or decodes.
+Numbers are per cent, or per 100 requests, means over requests and training seeds; brackets hold 95 % intervals
+(:mod:`onesug_lite.significance`). The number of seeds stands beside them: with one seed an interval speaks of other
+requests, not of other seeds. Nothing here trains or decodes.
 """
 
 from __future__ import annotations
@@ -11,165 +12,196 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from onesug_lite.metrics import CUTOFF, Comparison, hit_rate, paired_bootstrap, reciprocal_rank
-from onesug_lite.variants import VARIANTS
-
-METRICS = {f"HR@{CUTOFF}": hit_rate, f"MRR@{CUTOFF}": reciprocal_rank}
-ENOUGH_SEEDS = 3
-"""Model seeds below which a difference is not yet a finding."""
+from onesug_lite.claims import ENOUGH_SEEDS, Measurement, conclude, judge, published_row
+from onesug_lite.frames import bars as bars
+from onesug_lite.records import RANKING, REPLAY, Records, as_grid
+from onesug_lite.significance import Estimate
 
 
-def metric(record: Mapping, rows: str, name: str, band: str = "all") -> dict:
-    """One cell of a record's summary: ``mean``, ``low`` and ``high`` as shares, ``requests``."""
-    return next(row for row in record["summary"] if (row["rows"], row["metric"], row["band"]) == (rows, name, band))
-
-
-def percent(cell: Mapping) -> str:
-    """``mean [low, high]`` in per cent, or a dash where there were too few requests."""
-    if cell["low"] is None:
+def percent(estimate: Estimate, signed: bool = False) -> str:
+    """``mean [low, high]``, or a dash where there were too few rows to say."""
+    if np.isnan(estimate.low):
         return "-"
-    return f"{100 * cell['mean']:.1f} [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
+    form = "{:+.2f} [{:+.2f}, {:+.2f}]" if signed else "{:.1f} [{:.1f}, {:.1f}]"
+    return form.format(*estimate[:3])
 
 
-def results_table(records: Sequence[Mapping], seed: int = 0) -> pl.DataFrame:
-    """The paper's offline table, ours beside it: one row a system, one seed.
+def results_table(records: Records) -> pl.DataFrame:
+    """The paper's offline table, ours beside it: one row a system.
+
+    Returns:
+        Columns ``system``, ``seeds``, the four metrics with intervals, the shares of suggestions that the training log
+        does not hold (``unknown``) and that repeat another of their list (``repeated``), the share of lists with fewer
+        than 16 (``short``), ``paper's row`` and the paper's four figures.
+    """
+    grid = as_grid(records)
+    table = []
+    for name, runs in grid.runs.items():
+        if not grid.has(name, RANKING[0]):
+            continue
+        paper, scores = published_row(name)
+        row = {"system": grid.labels[name], "seeds": len(runs)}
+        row |= {
+            f"{rows} {metric}": percent(grid.estimate(name, metric, rows))
+            for rows in ("click", "order")
+            for metric in RANKING
+        }
+        for column, key in (("unknown", "unknown_share"), ("repeated", "duplicate_share"), ("short", "short_share")):
+            shares = [record[key] for record in runs.values() if record.get(key) is not None]
+            row[column] = f"{np.mean(shares):.1%}" if shares else "-"
+        row["paper's row"] = paper or "-"
+        for rows in ("click", "order"):
+            found = [f"{scores[cell]:.2f}" for metric in RANKING if (cell := f"{rows} {metric}") in scores]
+            row[f"paper: {rows} HR / MRR"] = " / ".join(found) or "-"
+        table.append(row)
+    return pl.DataFrame(table)
+
+
+def ceiling_table(
+    records: Records,
+    slices: Sequence[str] = ("all", "head", "torso", "tail", "order", "random"),
+    metric: str = RANKING[1],
+    ceiling: str = "ceiling",
+) -> pl.DataFrame:
+    """How much of the best possible score each system reaches, in per cent of it.
+
+    Args:
+        records: with those of the ceiling, the expected score of the best ranking.
+        slices: columns.
+        metric: one of the ranking metrics.
+        ceiling: the variant that counts 100.
+
+    Returns:
+        ``system``, ``seeds``, and a column a slice.
+    """
+    grid = as_grid(records)
+    return pl.DataFrame(
+        [
+            {"system": grid.labels[name], "seeds": len(runs)}
+            | {where: percent(grid.share(name, ceiling, metric, where)) for where in slices}
+            for name, runs in grid.runs.items()
+            if grid.has(name, metric) and name != ceiling
+        ]
+    )
+
+
+def replay_table(records: Records, floor: str = "imitation", ceiling: str = "preference") -> pl.DataFrame:
+    """What shoppers would do with each system's lists, and the share of the headroom that it recovers.
 
     Args:
         records: of a grid.
-        seed: whose records are shown.
+        floor: the variant that imitates the log perfectly: no headroom recovered.
+        ceiling: the variant that ranks by preference perfectly: all of it.
 
     Returns:
-        Columns ``system``, the four metrics with intervals in per cent, ``unknown strings`` (share of suggestions that
-        the training log does not hold), ``paper's row`` and the paper's click figures.
+        ``system``, ``seeds``, expected ``clicks``, ``orders`` and ``revenue`` per 100 requests, and the recovered
+        share of the headroom of clicks, (system − floor) / (ceiling − floor), in per cent; a dash where the two
+        rankings made from the truth are missing.
     """
+    grid = as_grid(records)
+    known = all(grid.has(name, REPLAY[0]) for name in (floor, ceiling))
+    return pl.DataFrame(
+        [
+            {"system": grid.labels[name], "seeds": len(runs)}
+            | {metric.removeprefix("replay "): percent(grid.estimate(name, metric)) for metric in REPLAY}
+            | {"headroom recovered": percent(grid.share(name, ceiling, REPLAY[0], floor=floor)) if known else "-"}
+            for name, runs in grid.runs.items()
+            if grid.has(name, REPLAY[0])
+        ]
+    )
+
+
+def cost_table(records: Records) -> pl.DataFrame:
+    """What each system took: parameters, seconds in all and of its slowest stage, peak memory; means over seeds."""
     table = []
-    for record in (record for record in records if record["seed"] == seed):
-        row = VARIANTS[record["variant"]]
-        cells = {
-            f"{rows} {name}": percent(metric(record, rows, name)) for rows in ("click", "order") for name in METRICS
-        }
-        paper = f"{row.paper['click_hr']:.2f} / {row.paper['click_mrr']:.2f}" if row.paper else "-"
+    for runs in as_grid(records).runs.values():
+        stages = {stage for record in runs.values() for stage in record["seconds"]}
+        means = {stage: np.mean([record["seconds"].get(stage, 0) for record in runs.values()]) for stage in stages}
+        slowest = max(sorted(means), key=means.get) if means else "-"
         table.append(
-            {"system": row.label}
-            | cells
-            | {
-                "unknown strings": f"{record['unknown_share']:.1%}",
-                "paper's row": row.paper.get("name", "-"),
-                "paper: click HR / MRR": paper,
+            {
+                "system": next(iter(runs.values()))["label"],
+                "parameters": next(iter(runs.values())).get("parameters"),
+                "seconds": round(float(sum(means.values())), 1),
+                "slowest stage": f"{slowest}, {means[slowest]:.1f} s" if means else "-",
+                "peak memory (MB)": round(float(np.mean([record["peak_memory_mb"] for record in runs.values()]))),
             }
         )
     return pl.DataFrame(table)
 
 
-def bars(
-    records: Sequence[Mapping], rows: str, names: Sequence[str], bands: Sequence[str], seed: int = 0
-) -> pl.DataFrame:
-    """Long frame for the figures: ``label``, ``metric``, ``band``, ``mean``, ``low``, ``high`` in per cent, one seed.
-
-    A cell with too few requests is left out.
-    """
-    cells = [
-        {"label": VARIANTS[record["variant"]].label, "metric": name, "band": band}
-        | {key: 100 * cell[key] for key in ("mean", "low", "high")}
-        for record in records
-        if record["seed"] == seed
-        for name in names
-        for band in bands
-        for cell in [metric(record, rows, name, band)]
-        if cell["low"] is not None
-    ]
-    return pl.DataFrame(cells)
-
-
-def compare(records: Sequence[Mapping], first: str, second: str) -> dict[str, tuple[Comparison, list[float]]]:
-    """Paired difference of two systems in points (per cent), by metric.
-
-    Both answered the same requests with every seed. A request counts with its mean over the seeds, so that requests are
-    what is resampled; the differences of the single seeds stand beside it.
+def compare(records: Records, first: str, second: str, where: str = "all") -> dict[str, Estimate]:
+    """Difference of two systems in points by ranking metric, the same requests and seeds in both.
 
     Args:
         records: of a grid.
         first: variant.
         second: variant that is subtracted.
-
-    Returns:
-        Metric -> (comparison, difference of each seed).
+        where: slice, see :func:`onesug_lite.metrics.in_slice`.
 
     Raises:
         ValueError: a record is missing, or two systems answered different requests.
     """
-    found = {(record["variant"], record["seed"]): record for record in records}
-    seeds = sorted({record["seed"] for record in records})
-    for key in ((name, seed) for name in (first, second) for seed in seeds):
-        if key not in found:
-            raise ValueError(f"no record of variant '{key[0]}' with seed {key[1]}; run the grid again")
-    asked = [found[name, seed]["request_id"] for name in (first, second) for seed in seeds]
-    if any(ids != asked[0] for ids in asked):
-        raise ValueError(f"the records of '{first}' and '{second}' answer different requests; run the grid again")
-    result = {}
-    for name, score in METRICS.items():
-        a, b = (
-            100 * np.array([score(np.array(found[system, seed]["rank"])) for seed in seeds])
-            for system in (first, second)
-        )  # (seeds, N)
-        gap = paired_bootstrap(a.mean(axis=0), b.mean(axis=0), np.random.default_rng(0))
-        result[name] = (gap, (a - b).mean(axis=1).tolist())
-    return result
+    grid = as_grid(records)
+    return {metric: grid.difference(first, second, metric, where) for metric in RANKING}
 
 
-def differences(sources: Mapping[str, Sequence[Mapping]], pairs: Sequence[tuple[str, str]]) -> pl.DataFrame:
-    """Paired differences of several pairs of systems, from one or more grids.
+def differences(
+    sources: Mapping[str, Records],
+    pairs: Sequence[tuple[str, str]],
+    metrics: Sequence[str] = RANKING,
+    where: str = "all",
+) -> pl.DataFrame:
+    """Differences of several pairs of systems, from one or more grids.
 
     Args:
         sources: name of a grid -> its records.
         pairs: (first, second), second is subtracted.
+        metrics: ranking or replay metrics.
+        where: slice.
+
+    Returns:
+        ``difference``, ``metric``, ``points`` with interval, ``p``, ``each seed`` and ``records``.
     """
+    grids = {name: as_grid(records) for name, records in sources.items()}
     table = []
     for first, second in pairs:
-        for source, records in sources.items():
-            for name, (gap, seeds) in compare(records, first, second).items():
+        for source, grid in grids.items():
+            for metric in metrics:
+                gap = grid.difference(first, second, metric, where)
                 table.append(
                     {
-                        "difference": f"{VARIANTS[first].label} − {VARIANTS[second].label}",
-                        "metric": name,
-                        "points": f"{gap.mean:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]",
+                        "difference": f"{grid.labels[first]} − {grid.labels[second]}",
+                        "metric": metric,
+                        "points": percent(gap, signed=True),
                         "p": f"{gap.p:.3f}",
-                        "each seed": " ".join(f"{value:+.1f}" for value in seeds),
-                        "records": f"{source}, {len(seeds)} seed(s)",
+                        "each seed": " ".join(f"{value:+.1f}" for value in gap.each_seed),
+                        "records": f"{source}, {len(gap.each_seed)} seed(s)",
                     }
                 )
     return pl.DataFrame(table)
 
 
-def verdict(gaps: Mapping[str, tuple[Comparison, list[float]]]) -> str:
-    """What a comparison says about "first is better than second".
+def agree(fresh: Estimate, reference: Estimate) -> bool:
+    """Whether a fresh run and the reference agree: their intervals overlap."""
+    return fresh.low <= reference.high and reference.low <= fresh.high
 
-    ``held`` or ``reversed`` needs both metrics' intervals on one side of zero and :data:`ENOUGH_SEEDS` seeds that agree
-    in sign; ``on MRR@16 only`` and the like name the metric whose interval excludes zero alone.
+
+def verdicts(records: Records, claims: Sequence[tuple[str, str, str]]) -> pl.DataFrame:
+    """Claims that the paper does not print figures for, each (text, first, second), judged by the ledger's rule.
+
+    Returns:
+        ``claim``, the difference by metric, ``seeds`` and ``verdict``; ``reproduced`` reads ``held`` here.
     """
-    signs = {name: (gap.low > 0) - (gap.high < 0) for name, (gap, _) in gaps.items()}
-    seeds = len(next(iter(gaps.values()))[1])
-    clear = {name: sign for name, sign in signs.items() if sign}
-    if not clear:
-        return "no difference found"
-    if len(set(clear.values())) > 1:
-        return "mixed: " + ", ".join(f"{name} {'up' if sign > 0 else 'down'}" for name, sign in clear.items())
-    word = "held" if next(iter(clear.values())) > 0 else "reversed"
-    if len(clear) < len(signs):
-        word += f" on {next(iter(clear))} only"
-    agree = all(len({value > 0 for value in gaps[name][1]}) == 1 for name in clear)
-    if not agree:
-        word += ", the seeds disagree"
-    elif seeds < ENOUGH_SEEDS:
-        word += f", {seeds} seed(s): not yet a finding"
-    return word
-
-
-def verdicts(records: Sequence[Mapping], claims: Sequence[tuple[str, str, str]]) -> pl.DataFrame:
-    """Each claim (text, first, second) with its measurement and verdict."""
+    grid = as_grid(records)
     table = []
-    for claim, first, second in claims:
-        gaps = compare(records, first, second)
-        cells = {name: f"{gap.mean:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]" for name, (gap, _) in gaps.items()}
-        table.append({"claim": claim} | cells | {"verdict": verdict(gaps)})
+    for text, first, second in claims:
+        gaps = compare(grid, first, second)
+        parts = [Measurement(first, second, name, gap, None, judge(gap), "") for name, gap in gaps.items()]
+        seeds = len(next(iter(gaps.values())).each_seed)
+        verdict = conclude(parts).replace("reproduced", "held")
+        if seeds < ENOUGH_SEEDS and verdict not in ("not found",):
+            verdict += f", {seeds} seed(s): not yet a finding"
+        cells = {name: percent(gap, signed=True) for name, gap in gaps.items()}
+        table.append({"claim": text} | cells | {"seeds": seeds, "verdict": verdict})
     return pl.DataFrame(table)

@@ -1,8 +1,8 @@
 """The rows of the results table, as data: adding a system to compare is adding a row here.
 
-Rows and names follow the paper's offline table and ablations. ``continued`` is a control that the paper does not
-report: the same seed model, trained on for as many steps over the same batches and at the same learning rate as RWR,
-with the supervised term of the loss alone.
+Rows and names follow the paper's offline table and its ablations; the controls are what the paper does not report. A
+row says which system it is and which settings differ from the profile's (``stage.field``, see
+:meth:`onesug_lite.profiles.Sizes.changed`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-SYSTEMS = ("popularity", "generator")
+from onesug_lite.features import CHANNELS, FEATURES
+
+SYSTEMS = ("ceiling", "popularity", "cascade", "generator")
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,10 @@ class Variant:
     Attributes:
         name: key in records and file names.
         label: how tables and figures call it.
-        system: one of :data:`SYSTEMS`.
+        system: one of :data:`SYSTEMS`; a ceiling is what the market's truth allows, no model.
         pre: related queries in the prompt (prefix-to-query representation enhancement).
         preferred: a preference stage follows supervised fine-tuning.
-        preference: changed fields of that stage's config.
-        paper: the paper's row (click HR@16, click MRR@16, order HR@16, order MRR@16 in per cent) and its name there;
-            empty where the paper has no such row.
+        changes: settings that differ from the profile's, ``stage.field`` -> value.
 
     Raises:
         ValueError: unknown system.
@@ -36,42 +36,97 @@ class Variant:
     system: str = "generator"
     pre: bool = False
     preferred: bool = False
-    preference: dict[str, Any] = field(default_factory=dict)
-    paper: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> bool:
+        """Whether anything of it is learned, so that seeds differ."""
+        return self.system in ("cascade", "generator")
 
     def __post_init__(self):
         if self.system not in SYSTEMS:
             raise ValueError(f"variant '{self.name}': system is '{self.system}', expected one of {', '.join(SYSTEMS)}")
 
 
-def _paper(name: str, *figures: float) -> dict[str, Any]:
-    keys = ("click_hr", "click_mrr", "order_hr", "order_mrr")
-    return {"name": name} | dict(zip(keys, figures, strict=False))
+def _rwr(name: str, label: str, changes: dict[str, Any], pre: bool = True, **options: Any) -> Variant:
+    """A generator with a preference stage whose settings ``changes`` names without their stage."""
+    settings = {key if "." in key else f"preference.{key}": value for key, value in changes.items()}
+    return Variant(name, label, pre=pre, preferred=True, changes=settings, **options)
 
+
+# ours: the hinge asks the chosen query to lead by 0.5 instead of letting it trail by 0.5; see chapter 5
+LEAD = {"delta": -0.5}
+# a list-wise loss that compares what the policy itself says of the queries of one list
+FREE = {"reference": False, "hinge": "none", "beta": 1.0, "reward_weights": False, "alpha": 0.0}
+SHOWN = {"reward.negatives": 7, "reward.mix": ("show",)}
 
 VARIANTS: dict[str, Variant] = {
     row.name: row
     for row in (
+        Variant("ceiling", "ceiling of the log", system="ceiling"),
+        Variant("imitation", "perfect imitation of the log", system="ceiling"),
+        Variant("preference", "perfect preference", system="ceiling"),
         Variant("popularity", "popularity completion", system="popularity"),
-        Variant("sft", "generator", paper=_paper("GRA_SFT", 73.16, 40.06, 79.25, 44.28)),
-        # the paper's ablation prints differences to the full model, for clicks alone
-        Variant("sft_pre", "generator + PRE", pre=True, paper=_paper("OneSug w/o RWR", 82.14 - 2.38, 50.55 - 5.75)),
+        Variant("mca", "cascade", system="cascade"),
         Variant(
-            "continued",
-            "generator + PRE, trained on (control)",
-            pre=True,
-            preferred=True,
-            preference={"loss": "supervised"},
+            "online_mca",
+            "cascade, all channels and features",
+            system="cascade",
+            changes={"cascade.channels": CHANNELS, "cascade.features": FEATURES},
         ),
-        Variant("onesug_printed", "generator + PRE + RWR as printed", pre=True, preferred=True),
-        # ours: the hinge asks the chosen query to lead by 0.5 instead of letting it trail by 0.5; see chapter 5
+        Variant("sft", "generator"),
+        _rwr(
+            "dpo",
+            "generator + DPO",
+            {"loss": "pairwise", "hinge": "none", "reward_weights": False, "alpha": 0.0},
+            pre=False,
+        ),
+        Variant("sft_pre", "generator + PRE", pre=True),
+        _rwr("onesug", "generator + PRE + RWR", LEAD),
+        _rwr("onesug_printed", "generator + PRE + RWR as printed", {}),
+        _rwr(
+            "pairwise",
+            "... pair-wise",
+            LEAD | {"loss": "pairwise"},
+        ),
+        _rwr(
+            "without_pre",
+            "... without PRE",
+            LEAD,
+            pre=False,
+        ),
+        _rwr("without_weights", "... without reward weights", LEAD | {"reward_weights": False}),
+        Variant("without_history", "generator + PRE, without history", pre=True, changes={"prompt.history": 0}),
+        Variant("without_profile", "generator + PRE, without profile", pre=True, changes={"prompt.profile_tokens": 0}),
+        Variant("ids", "generator + PRE + raw ids", pre=True, changes={"prompt.ids": True}),
+        Variant("nearest", "generator + PRE by nearest neighbours", pre=True, changes={"search.method": "nearest"}),
         Variant(
-            "onesug",
-            "generator + PRE + RWR",
+            "decoder_only",
+            "decoder-only generator + PRE",
             pre=True,
-            preferred=True,
-            preference={"delta": -0.5},
-            paper=_paper("OneSug, BART-base", 82.14, 50.55, 87.40, 56.34),
+            changes={"generator.architecture": "decoder-only"},
+        ),
+        Variant("known", "generator + PRE, known queries only", pre=True, changes={"decode.known": True}),
+        _rwr("continued", "generator + PRE, trained on (control)", {"loss": "supervised"}),
+        _rwr(
+            "level_likelihood",
+            "likelihood weighted by level (control)",
+            {"loss": "supervised", "example_weight": "level"},
+        ),
+        _rwr(
+            "propensity_likelihood",
+            "likelihood weighted by inverse propensity (control)",
+            {"loss": "supervised", "example_weight": "propensity"},
+        ),
+        _rwr(
+            "reference_free",
+            "list-wise without a reference, known queries (control)",
+            FREE | SHOWN | {"known": True, "decode.known": True, "decode.among_known": True},
+        ),
+        _rwr(
+            "shown_list",
+            "list-wise over the shown list, weighted by level (control)",
+            FREE | SHOWN | {"example_weight": "level", "decode.known": True},
         ),
     )
 }

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from matplotlib import font_manager
 
-from onesug_lite import figures
+from onesug_lite import drawing, figures
 
 
 @pytest.fixture(autouse=True)
@@ -112,16 +112,16 @@ def test_drift_names_the_widest_move_of_each_panel():
 # ---------------------------------------------------------------- Chinese labels
 @pytest.fixture
 def no_chinese_font(monkeypatch):
-    monkeypatch.setattr(figures, "_installed", dict)
-    figures._say_once.cache_clear()
+    monkeypatch.setattr(drawing, "_installed", dict)
+    drawing._say_once.cache_clear()
 
 
 @pytest.fixture
 def chinese_font(monkeypatch):
     """A font with a few Chinese letters, behind one that lacks some of them."""
-    letters, held = figures._letters, {"some.ttf": frozenset("苹"), "all.ttf": frozenset("苹果耳机")}
-    monkeypatch.setattr(figures, "_installed", lambda: {"Some Hei": "some.ttf", "Whole Hei": "all.ttf"})
-    monkeypatch.setattr(figures, "_letters", lambda file: held.get(file) or letters(file))
+    letters, held = drawing._letters, {"some.ttf": frozenset("苹"), "all.ttf": frozenset("苹果耳机")}
+    monkeypatch.setattr(drawing, "_installed", lambda: {"Some Hei": "some.ttf", "Whole Hei": "all.ttf"})
+    monkeypatch.setattr(drawing, "_letters", lambda file: held.get(file) or letters(file))
 
 
 TYPED = pl.DataFrame(
@@ -158,8 +158,8 @@ def test_fonts_known_for_chinese_come_first_and_the_font_of_boxes_never(monkeypa
     entries.insert(0, font_manager.FontEntry(fname="light.ttf", name="SimHei", weight=800))
     monkeypatch.setattr(font_manager.fontManager, "ttflist", entries)
     monkeypatch.setattr(font_manager, "findSystemFonts", list)
-    assert list(figures._installed()) == ["Noto Sans CJK SC", "SimHei", "Aharoni", "Zapf"]
-    assert figures._installed()["SimHei"] == "SimHei.ttf"
+    assert list(drawing._installed()) == ["Noto Sans CJK SC", "SimHei", "Aharoni", "Zapf"]
+    assert drawing._installed()["SimHei"] == "SimHei.ttf"
 
 
 @pytest.mark.parametrize("installed", [True, False])
@@ -230,3 +230,100 @@ def test_reliability_counts_bins_that_agree_and_names_the_farthest():
                          "high": [0.01, 0.2, 0.9], "pairs": [10, 100, 50]})  # fmt: skip
     title = figures.reliability(data).axes[0].get_title(loc="left").replace("\n", " ")
     assert title == "2 of 3 bins agree within chance; the farthest is off by a factor of 2.00"
+
+
+# ---------------------------------------------------------------- results
+GAPS = pl.DataFrame(
+    {"label": ["a − b", "c − b"] * 2, "metric": ["HR@16"] * 2 + ["MRR@16"] * 2, "mean": [1.0, 0.2, -1.0, 0.1],
+     "low": [0.5, -0.5, -2.0, -1.0], "high": [1.5, 0.9, -0.4, 1.2], "each_seed": [[0.9, 1.1]] * 4,
+     "published": [2.0, None, 3.0, None]}
+)  # fmt: skip
+
+
+def drawn_dots(axes):
+    """Place and centre -> whether the marker of an interval is filled."""
+    dots = (box.lines[0] for box in axes.containers)
+    return {
+        (float(dot.get_ydata()[0]), float(dot.get_xdata()[0])): dot.get_markerfacecolor() != "white" for dot in dots
+    }
+
+
+def test_a_difference_is_filled_only_where_its_interval_excludes_zero():
+    figure = figures.differences(GAPS, "the finding")
+    assert figure.get_suptitle() == "the finding"
+    assert [axes.get_xlabel() for axes in figure.axes] == ["HR@16, points", "MRR@16, points"]
+    assert drawn_dots(figure.axes[0]) == {(0, 1.0): True, (1, 0.2): False}
+    assert drawn_dots(figure.axes[1]) == {(0, -1.0): True, (1, 0.1): False}
+    diamonds = [line for line in figure.axes[0].get_lines() if line.get_marker() == "D"]
+    assert [list(line.get_xdata()) for line in diamonds] == [[2.0]], "where the paper prints none, none is drawn"
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"ours", "each seed", "the paper"}
+
+
+def test_a_waterfall_ends_where_the_steps_lead():
+    data = pl.DataFrame({"label": ["plain", "+ PRE", "+ RWR"], "change": [40.0, 5.0, -2.0], "low": [39.0, 4.0, -3.0],
+                         "high": [41.0, 6.0, -1.0]})  # fmt: skip
+    axes = figures.waterfall(data, "the finding").axes[0]
+    ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
+    assert ends == pytest.approx([40, 45, 43, 43])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["plain", "+ PRE", "+ RWR", "all of it"]
+    assert [text.get_text().strip() for text in axes.texts] == ["40.0", "+5.0", "-2.0", "43.0"]
+
+
+def test_the_paper_stands_beside_ours():
+    data = pl.DataFrame({"label": ["a", "b"], "metric": ["click HR@16"] * 2, "paper": [70.0, 80.0],
+                         "mean": [60.0, 65.0], "low": [59.0, 64.0], "high": [61.0, 66.0]})  # fmt: skip
+    axes = figures.paper_beside_ours(data, "the finding").axes[0]
+    assert set(drawn_dots(axes)) == {(0, 60.0), (1, 65.0)}
+    assert [line.get_xdata()[0] for line in axes.get_lines() if line.get_marker() == "D"] == [70.0, 80.0]
+
+
+def test_curves_are_sorted_and_have_a_band():
+    data = pl.DataFrame({"label": ["a"] * 3, "x": [400.0, 100.0, 200.0], "mean": [3.0, -1.0, 2.0],
+                         "low": [2.0, -2.0, 1.0], "high": [4.0, 0.0, 3.0]})  # fmt: skip
+    axes = figures.budget_curves(data, "the finding", "steps", "points").axes[0]
+    assert list(axes.get_lines()[0].get_xdata()) == [100, 200, 400]
+    assert axes.collections and axes.get_xscale() == "log" and axes.get_title(loc="left") == "the finding"
+    assert axes.get_ylabel() == "points" and [tick.get_text() for tick in axes.get_xticklabels()] == [
+        "100",
+        "200",
+        "400",
+    ]
+
+
+def test_training_watch_has_a_panel_for_each_quantity():
+    rows = [(panel, label, step, -step * sign) for panel in ("nats", "unknown") for label, sign in (("a", 1), ("b", -1))
+            for step in (10, 0, 20)]  # fmt: skip
+    data = pl.DataFrame(rows, schema=["panel", "label", "step", "value"], orient="row")
+    figure = figures.training_watch(data, "the finding")
+    assert [axes.get_ylabel() for axes in figure.axes] == ["nats", "unknown"]
+    assert list(figure.axes[0].get_lines()[0].get_xdata()) == [0, 10, 20]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+
+
+def test_replay_against_log_tells_twenty_systems_apart():
+    data = pl.DataFrame(
+        [{"label": f"s{n}", "logged": n, "logged_low": n - 1, "logged_high": n + 1, "replay": 2.0 * n,
+          "replay_low": 2.0 * n - 1, "replay_high": 2.0 * n + 1} for n in range(20)]
+    )  # fmt: skip
+    figure = figures.replay_against_log(data, "the finding", "logged", "replay")
+    dots = [box.lines[0] for box in figure.axes[0].containers]
+    assert len({(dot.get_color(), dot.get_marker(), dot.get_markerfacecolor()) for dot in dots}) == 20
+    assert [dot.get_ydata()[0] for dot in dots] == [2.0 * n for n in range(20)]
+
+
+def test_bands_stay_in_their_place_where_a_system_lacks_one():
+    data = pl.DataFrame({"label": ["a", "a", "b"], "band": ["head", "tail", "tail"], "mean": [50.0, 30.0, 20.0],
+                         "low": [49.0, 29.0, 19.0], "high": [51.0, 31.0, 21.0]})  # fmt: skip
+    axes = figures.bands(data, "the finding").axes[0]
+    assert [round(bar.get_x() + bar.get_width() / 2) for bar in axes.patches] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("module", ["market_figures", "result_figures"])
+def test_every_figure_has_its_name_in_one_place(module):
+    import importlib
+    import inspect
+
+    place = importlib.import_module(f"onesug_lite.{module}")
+    own = {name for name, function in inspect.getmembers(place, inspect.isfunction)
+           if function.__module__ == place.__name__ and not name.startswith("_")}  # fmt: skip
+    assert own and all(getattr(figures, name) is getattr(place, name) for name in own)

@@ -1,6 +1,7 @@
 """The generator: its training is repeatable, survives an interruption and moves every parameter."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -8,22 +9,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from onesug_lite import generator
+from onesug_lite import training
 from onesug_lite.generator import (
-    Examples,
     GeneratorConfig,
-    TrainConfig,
     build_generator,
     collate,
-    fingerprint,
+    collate_prompts,
+    embed_prompt,
     load_generator,
     pad,
-    plan_batches,
+    query_logits,
     save_generator,
-    set_seed,
-    train_supervised,
 )
 from onesug_lite.prompt import PromptConfig, train_tokenizer
+from onesug_lite.training import Examples, TrainConfig, fingerprint, plan_batches, set_seed, train_supervised
 
 SMALL = GeneratorConfig(d_model=32, encoder_layers=1, decoder_layers=1, heads=2, ffn=64, dropout=0.1, max_positions=48)
 TRAIN = TrainConfig(steps=12, batch_size=8, warmup=2, log_every=2, save_every=4, group_batches=2)
@@ -81,7 +80,7 @@ def interrupt_after(monkeypatch, batches, error=KeyboardInterrupt):
             raise error
         return collate(*arguments)
 
-    monkeypatch.setattr(generator, "collate", failing)
+    monkeypatch.setattr(training, "collate", failing)
 
 
 @pytest.mark.parametrize("batches", [2, 5, 9, 11])  # before the first checkpoint, between two, after the last
@@ -96,7 +95,7 @@ def test_interrupted_run_goes_on_to_the_same_bytes(tokenizer, examples, uninterr
     assert "forward" not in vars(model) and not model.training
     assert bool(list(work.glob("checkpoint-*"))) == (batches >= 4)
 
-    monkeypatch.setattr(generator, "collate", collate)
+    monkeypatch.setattr(training, "collate", collate)
     torch.rand(3), np.random.rand(3)  # noqa: NPY002  another state of the global generators
     result = train_supervised(model, examples, TRAIN, 0, work)
     assert same(uninterrupted[0], weights(result.model))
@@ -108,8 +107,8 @@ def test_resuming_does_not_start_from_the_beginning(tokenizer, examples, tmp_pat
     interrupt_after(monkeypatch, 9)
     with pytest.raises(KeyboardInterrupt):
         train(tokenizer, examples, tmp_path)
-    monkeypatch.setattr(generator, "collate", collate)
-    assert generator._checkpoint_of(tmp_path, (tmp_path / "run.txt").read_text()).name == "checkpoint-8"
+    monkeypatch.setattr(training, "collate", collate)
+    assert training._checkpoint_of(tmp_path, (tmp_path / "run.txt").read_text()).name == "checkpoint-8"
 
 
 def test_checkpoint_cut_short_falls_back_to_the_one_before(tokenizer, examples, uninterrupted, tmp_path, monkeypatch):
@@ -118,7 +117,7 @@ def test_checkpoint_cut_short_falls_back_to_the_one_before(tokenizer, examples, 
         train(tokenizer, examples, tmp_path)
     state = tmp_path / "checkpoint-8" / "trainer_state.json"
     state.write_text(state.read_text()[:50])
-    monkeypatch.setattr(generator, "collate", collate)
+    monkeypatch.setattr(training, "collate", collate)
     result = train(tokenizer, examples, tmp_path)
     assert same(uninterrupted[0], weights(result.model))
 
@@ -127,7 +126,7 @@ def test_checkpoints_of_another_run_are_not_used(tokenizer, examples, uninterrup
     interrupt_after(monkeypatch, 9)
     with pytest.raises(KeyboardInterrupt):
         train(tokenizer, examples, tmp_path, seed=1)
-    monkeypatch.setattr(generator, "collate", collate)
+    monkeypatch.setattr(training, "collate", collate)
     (tmp_path / "mine.txt").write_text("kept")
     result = train(tokenizer, examples, tmp_path, seed=0)
     assert same(uninterrupted[0], weights(result.model))
@@ -306,3 +305,56 @@ def test_another_architecture_trains_too(tokenizer, examples, tmp_path):
     model = build_generator(GeneratorConfig(checkpoint=str(tmp_path / "t5")), tokenizer, 0)
     result = train_supervised(model, examples, TrainConfig(steps=2, batch_size=4, log_every=1), 0, tmp_path / "work")
     assert result.history["loss"].is_finite().all()
+
+
+# ---------------------------------------------------------------- several tokens a position, and decoder-only models
+PROMPTS = [[[0], [7, 8, 9], [10]], [[0], [11, 12]]]
+TARGETS = [[20, 21, 2], [22, 2], [23, 24, 25, 2], [26, 2]]
+
+
+def test_tokens_that_share_a_position_enter_as_one_vector():
+    weight = torch.randn(30, 4)
+    input_ids, mask = collate_prompts(PROMPTS, 1)
+    assert input_ids.shape == (2, 4, 3) and mask.tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
+    found = embed_prompt(weight, input_ids, 1)
+    assert torch.allclose(found[0, 1], weight[7:10].sum(dim=0) / 3**0.5)
+    assert torch.allclose(found[1, 1], weight[11:13].sum(dim=0) / 2**0.5)
+    assert torch.equal(found[0, 2], weight[10]) and not found[1, 2:].any()
+    flat, _ = collate_prompts([[0, 7], [0]], 1)
+    assert torch.equal(embed_prompt(weight, flat, 1)[0, :2], weight[[0, 7]])
+
+
+@pytest.mark.parametrize("kind", ["encoder-decoder", "decoder-only"])
+def test_queries_are_scored_as_the_model_itself_scores_them(tokenizer, kind):
+    """Several queries a prompt, and padding, against one call of the model for each, without either."""
+    model = build_generator(replace(SMALL, architecture=kind), tokenizer, 0)
+    assert model.config.is_encoder_decoder == (kind == "encoder-decoder")
+    flat = [[0, 7, 8, 9, 10], [0, 11, 12]]
+    with torch.no_grad():
+        together = query_logits(model, **collate(flat, TARGETS, 1))
+        for row, target in enumerate(TARGETS):
+            prompt = flat[row // 2]
+            if kind == "encoder-decoder":
+                alone = model(input_ids=torch.tensor([prompt]), labels=torch.tensor([target])).logits[0]
+            else:
+                alone = model(input_ids=torch.tensor([[*prompt, 2, *target[:-1]]])).logits[0, len(prompt) :]
+            assert torch.allclose(together[row, : len(target)], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["encoder-decoder", "decoder-only"])
+def test_both_kinds_learn_from_pooled_prompts_and_are_read_again(tokenizer, examples, tmp_path, kind):
+    pooled = [[prompt[:1], *([token, 6] for token in prompt[1:3])] for prompt in examples.prompts]
+    config = TrainConfig(steps=150, batch_size=25, learning_rate=5e-3, warmup=10, log_every=30)
+    model = build_generator(replace(SMALL, architecture=kind, dropout=0.0), tokenizer, 0)
+    result = train_supervised(model, examples._replace(prompts=pooled), config, 0, tmp_path / "work")
+    assert result.history["loss"][-1] < 3.5
+    save_generator(result.model, tokenizer, tmp_path / "model")
+    again, _ = load_generator(tmp_path / "model")
+    batch = collate(pooled[:3], examples.targets[:3], 1)
+    with torch.no_grad():
+        assert torch.equal(query_logits(again, **batch), query_logits(result.model, **batch))
+
+
+def test_unknown_architecture():
+    with pytest.raises(ValueError, match="architecture is 'encoder'; expected one of encoder-decoder, decoder-only"):
+        GeneratorConfig(architecture="encoder")

@@ -1,12 +1,18 @@
 """Running notebooks: unknown parameters, failing cells, records."""
 
-import json
+from dataclasses import replace
 
 import nbformat
+import numpy as np
 import papermill
 import pytest
 
-from onesug_lite.grid import NOTEBOOKS, RUN, GridError, chapter_paths, read_records, run_notebook, run_table
+from onesug_lite import grid
+from onesug_lite.grid import NOTEBOOKS, RUN, GridError, chapter_paths, record_key, run_notebook, run_table
+from onesug_lite.records import Grid, read_records
+from onesug_lite.variants import VARIANTS
+
+TRUTH = ("ceiling", "imitation", "preference")
 
 
 def _notebook(path, *sources: str):
@@ -19,7 +25,7 @@ def _notebook(path, *sources: str):
 
 def test_unknown_parameter_is_an_error(tmp_path):
     with pytest.raises(
-        GridError, match="has no parameter 'bean'; expected one of build, profile, record, seed, variant"
+        GridError, match="has no parameter 'bean'; expected one of build, key, profile, record, seed, variant"
     ):
         run_notebook(NOTEBOOKS / RUN, tmp_path / "out.ipynb", {"bean": 3})
     assert not (tmp_path / "out.ipynb").exists()
@@ -42,17 +48,45 @@ def test_failing_cell_fails_the_run(tmp_path):
         run_notebook(source, tmp_path / "out.ipynb", {"x": 3}, progress=False)
 
 
-def test_records_of_one_run(market, tmp_path):
-    records = run_table(tmp_path, "smoke", seeds=1, names=["popularity"])
-    assert [(r["variant"], r["seed"]) for r in records] == [("popularity", 0)]
-    record = records[0]
-    assert len(record["rank"]) == len(record["request_id"]) == len(record["behaviour"])
-    assert read_records(tmp_path) == records
-    assert json.loads((tmp_path / "popularity-seed0.json").read_text())["profile"] == "smoke"
-    shown = {(r["rows"], r["metric"], r["band"]) for r in record["summary"]}
-    assert {("click", "HR@16", "all"), ("order", "MRR@16", "tail")} <= shown
+def test_records_of_one_run(market, tmp_path, monkeypatch):
+    records = run_table(tmp_path, "smoke", seeds=1, names=["popularity", *TRUTH])
+    assert [(r["variant"], r["seed"], r["profile"]) for r in records] == [
+        (name, 0, "smoke") for name in ("popularity", *TRUTH)
+    ]
+    popularity, ceiling, imitation, preference = records
+    for record in records:
+        for section in {"clicks", "replay"} & set(record):
+            assert len({len(column) for column in record[section].values()}) == 1
+        assert record["key"] == record_key(record["variant"], 0, "smoke")
+    assert popularity["clicks"]["request_id"] == ceiling["clicks"]["request_id"]
+    expected = np.mean(ceiling["expected"]["reciprocal"])
+    assert np.mean([1 / rank if rank else 0 for rank in popularity["clicks"]["rank"]]) < expected
+    worth = [np.mean(record["replay"]["click"]) for record in (popularity, imitation, preference)]
+    assert worth == sorted(worth) and imitation["replay"]["request_id"] == popularity["replay"]["request_id"]
+    assert Grid(read_records(tmp_path)).has("ceiling", "MRR@16")
+
+    # what is there is not made again; what was killed half way, or is of other settings, is
+    monkeypatch.setattr(
+        grid, "run_notebook", lambda source, target, parameters, **_: made.append(parameters["variant"])
+    )
+    made = []
+    assert run_table(tmp_path, "smoke", seeds=2, names=["popularity", *TRUTH]) == records and made == []
+    (tmp_path / "ceiling-seed0.json").write_text('{"key": "')
+    with pytest.raises(ValueError):
+        run_table(tmp_path, "smoke", names=["popularity", "ceiling"])
+    assert made == ["ceiling"]
+    other = replace(VARIANTS["popularity"], changes={"decode.beams": 20})
+    monkeypatch.setitem(VARIANTS, "popularity", other)
+    made.clear()
+    run_table(tmp_path, "smoke", names=["popularity"])
+    assert made == ["popularity"]
 
 
-def test_no_records_is_named(tmp_path):
-    with pytest.raises(GridError, match="make grid"):
-        read_records(tmp_path)
+def test_one_changed_row_changes_its_own_key_alone(monkeypatch):
+    before = {name: record_key(name, 0, "smoke") for name in VARIANTS}
+    assert len(set(before.values())) == len(VARIANTS)
+    row = VARIANTS["onesug"]
+    monkeypatch.setitem(VARIANTS, "onesug", replace(row, changes=row.changes | {"preference.delta": -0.4}))
+    after = {name: record_key(name, 0, "smoke") for name in VARIANTS}
+    assert [name for name in VARIANTS if before[name] != after[name]] == ["onesug"]
+    assert record_key("onesug", 1, "smoke") != after["onesug"] != record_key("onesug", 0, "lite")

@@ -1,4 +1,4 @@
-"""Metrics against ir-measures, intervals against theory, and tables against counting."""
+"""Metrics against ir-measures, intervals against theory, slices and tables against counting."""
 
 import math
 
@@ -13,8 +13,8 @@ from onesug_lite.metrics import (
     bootstrap,
     frequency_band,
     hit_rate,
+    in_slice,
     invalid_share,
-    paired_bootstrap,
     ranks,
     reciprocal_rank,
     summary_table,
@@ -87,30 +87,7 @@ def test_bootstrap_of_next_to_nothing():
     assert mean == 0.5 and math.isnan(low) and math.isnan(high)
 
 
-def test_paired_comparison_sees_what_an_unpaired_one_cannot():
-    rng = np.random.default_rng(0)
-    hard = rng.random(1_000)  # how hard a request is for any system
-    first, second = hard + 0.02 + 0.05 * rng.standard_normal(1_000), hard
-    result = paired_bootstrap(first, second, np.random.default_rng(1))
-    assert result.low > 0 and result.p < 0.01
-    apart = [bootstrap(values, np.random.default_rng(1)) for values in (first, second)]
-    assert apart[1].high > apart[0].low  # the two intervals overlap
-    swapped = paired_bootstrap(second, first, np.random.default_rng(1))
-    assert swapped.mean == pytest.approx(-result.mean) and swapped.high < 0
-
-
-def test_p_value_is_uniform_when_nothing_differs():
-    rng = np.random.default_rng(0)
-    values = [paired_bootstrap(*rng.random((2, 40)), rng, draws=200).p for _ in range(100)]
-    assert 0.3 < np.mean(values) < 0.7
-    assert 0 <= np.mean(np.array(values) < 0.05) < 0.15
-
-
-def test_equal_systems_and_unequal_lengths():
-    same = paired_bootstrap(np.ones(5), np.ones(5), np.random.default_rng(0))
-    assert same == (0.0, 0.0, 0.0, 1.0)
-    with pytest.raises(ValueError, match="5 and 4 values"):
-        paired_bootstrap(np.ones(5), np.ones(4), np.random.default_rng(0))
+def test_unequal_lengths():
     with pytest.raises(ValueError, match="4 lists and 1 targets"):
         ranks(LISTS, ["a"])
 
@@ -125,6 +102,31 @@ def test_bands_at_their_edges():
         "head",
         "tail",
     ]
+
+
+def test_slices_by_hand():
+    columns = {
+        "request_id": [1, 1, 2, 3],
+        "behaviour": ["order", "query_click", "order", "item_click"],
+        "training_clicks": [0, 9, 10, 100],
+        "prefix_clicks": [100, 99, 9, 0],
+        "seen": [False, True, True, True],
+        "random": [False, False, True, False],
+    }
+
+    def rows(where):
+        return in_slice(columns, where).nonzero()[0].tolist()
+
+    assert rows("all") == rows("click") == rows("") == [0, 1, 2, 3]
+    assert rows("order") == [0, 2] and rows("random") == [2]
+    assert rows("seen") == [1, 2, 3] and rows("unseen") == [0]
+    assert [rows(band) for band in ("tail", "torso", "head")] == [[0, 1], [2], [3]]
+    assert [rows(f"prefix {band}") for band in ("tail", "torso", "head")] == [[2, 3], [1], [0]]
+    assert rows("order prefix tail") == [2] and rows("order tail unseen") == [0]
+    with pytest.raises(ValueError, match="no slice 'night'; expected one of all, click, order"):
+        rows("order night")
+    with pytest.raises(ValueError, match="'tail' needs the column 'training_clicks'"):
+        in_slice({"request_id": [1]}, "tail")
 
 
 def test_invalid_share():

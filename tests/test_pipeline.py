@@ -34,6 +34,10 @@ def test_unknown_profile_and_variant_are_named():
         sizes("tiny")
     with pytest.raises(ValueError, match="unknown variant 'onesugg'"):
         variant("onesugg")
+    with pytest.raises(ValueError, match="unknown setting 'prompt.histori'; prompt has vocab_size"):
+        sizes("smoke").changed({"prompt.histori": 0})
+    with pytest.raises(ValueError, match="unknown setting 'promt.history'; expected STAGE.FIELD with one of pairs"):
+        sizes("smoke").changed({"promt.history": 0})
     with pytest.raises(ValueError, match="system is 'oracle'"):
         Variant("x", "x", system="oracle")
 
@@ -60,7 +64,35 @@ def test_every_parameter_of_every_generator_moved(road, name):
     assert not still
 
 
-@pytest.mark.parametrize("name", list(VARIANTS))
+def test_every_row_changes_settings_that_exist():
+    for row in VARIANTS.values():
+        changed = sizes("smoke").changed(row.changes)
+        for path, value in row.changes.items():
+            stage, field = path.split(".")
+            assert getattr(getattr(changed, stage), field) == value
+        assert (changed == sizes("smoke")) == (not row.changes)
+
+
+def test_a_changed_setting_leaves_other_rows_alone(road):
+    row = VARIANTS["without_history"]
+    other = dataclasses.replace(row, changes={"prompt.history": 1})
+    assert road.changed(other.changes).sizes.prompt.history == 1 and road.sizes.prompt.history > 1
+    assert road.changed({"prompt.history": 0}).search_folder == road.search_folder
+    assert road.trained(VARIANTS["known"]).folder == road.trained(VARIANTS["sft_pre"]).folder
+
+
+def test_known_queries_alone_are_written(road):
+    for name in ("known", "reference_free", "shown_list"):
+        assert road.evaluate(name)["unknown"].max() == 0
+    assert road.evaluate("sft_pre")["unknown"].max() > 0
+    with pytest.raises(ValueError, match="'ceiling' is no system"):
+        road.policy("ceiling")
+
+
+SYSTEMS = [name for name, row in VARIANTS.items() if row.system != "ceiling"]
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
 def test_each_system_answers_every_held_out_row(road, name):
     answers = road.evaluate(name)
     assert answers["request_id"].to_list() == road.held_out()["request_id"].to_list()

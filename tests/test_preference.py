@@ -1,4 +1,4 @@
-"""Preference losses on hand-made tensors, against known values and forms, and the training that uses them."""
+"""Training on preferences: every recipe, resumption, what a row counts, and what is refused."""
 
 import math
 from dataclasses import replace
@@ -7,146 +7,17 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from onesug_lite.generator import (
-    Examples,
-    GeneratorConfig,
-    TrainConfig,
-    build_generator,
-    collate,
-    train_supervised,
-)
-from onesug_lite.preference import (
-    PreferenceConfig,
-    candidate_log_probs,
-    listwise_loss,
-    pairwise_loss,
-    sequence_log_probs,
-    train_preference,
-)
+from onesug_lite.generator import GeneratorConfig, build_generator, collate
+from onesug_lite.preference import PreferenceConfig, candidate_log_probs, example_weights, train_preference
 from onesug_lite.prompt import PromptConfig, build_prompts, encode_queries, train_tokenizer
 from onesug_lite.reward import PreferenceSets
-
-PLAIN = PreferenceConfig(hinge="none", reward_weights=False)
-LOSSES = {"pairwise": pairwise_loss, "listwise": listwise_loss}
-
-# Three samples and four rejected queries, with losses that two public implementations agree on.
-CHOSEN = torch.tensor([-3.0, -5.0, -2.5]) - torch.tensor([-3.5, -4.0, -2.5])
-REJECTED = (
-    torch.tensor([[-4.0, -4.5, -6.0], [-6.0, -7.0, -2.0], [-3.2, -9.0, -8.0], [-5.0, -5.5, -4.0]])
-    - torch.tensor([[-4.2, -5.0, -6.0], [-5.0, -6.5, -2.2], [-3.0, -8.0, -7.5], [-5.5, -5.0, -4.4]])
-).T
-ONES = torch.ones(3, 4)
-
-
-def test_pairwise_golden_values():
-    loss = pairwise_loss(CHOSEN, REJECTED[:, :1], ONES[:, :1], PLAIN).loss
-    torch.testing.assert_close(loss, torch.tensor([0.620957, 1.136871, 0.693147]), atol=1e-6, rtol=0)
-
-
-def test_listwise_golden_values():
-    loss = listwise_loss(CHOSEN, REJECTED, ONES, PLAIN).loss
-    torch.testing.assert_close(loss, torch.tensor([1.395691, 1.899874, 1.630294]), atol=1e-6, rtol=0)
-
-
-def test_equal_to_the_form_as_printed():
-    """Sigmoids and sums written out as in the paper, in float64."""
-    config = PreferenceConfig(hinge="violated", delta=0.1)
-    chosen, rejected = CHOSEN.double(), REJECTED.double()
-    weight = torch.linspace(0.5, 3, 12, dtype=torch.float64).view(3, 4)
-    lead = torch.clamp(0.5 * rejected - 0.5 * chosen[:, None] - 0.1, min=0)
-    listed = -torch.log(torch.sigmoid(-torch.log(torch.exp(weight * lead).sum(1))))
-    torch.testing.assert_close(listwise_loss(chosen, rejected, weight, config).loss, listed)
-    torch.testing.assert_close(listwise_loss(chosen, rejected, weight, replace(config, hinge="printed")).loss, listed)
-    paired = -torch.log(torch.sigmoid(-weight * lead)).mean(1)
-    torch.testing.assert_close(pairwise_loss(chosen, rejected, weight, config).loss, paired)
-    right = torch.clamp(0.5 * chosen[:, None] - 0.5 * rejected - 0.1, min=0)
-    printed = -torch.log(torch.sigmoid(weight * right)).mean(1)
-    found = pairwise_loss(chosen, rejected, weight, replace(config, hinge="printed")).loss
-    torch.testing.assert_close(found, printed)
-
-
-def test_margin_is_the_lead_in_implicit_reward():
-    for function in LOSSES.values():
-        margin = function(CHOSEN, REJECTED, ONES, PLAIN).margin
-        torch.testing.assert_close(margin, 0.5 * (CHOSEN[:, None] - REJECTED))
-
-
-ratio = st.floats(-50, 50, width=32)
-
-
-@settings(deadline=None)
-@given(ratio, ratio, st.floats(0.125, 10, width=32), st.sampled_from(["violated", "none"]), st.floats(-1, 1))
-def test_listwise_with_one_rejected_query_is_pairwise(chosen, rejected, weight, hinge, delta):
-    config = PreferenceConfig(hinge=hinge, delta=delta)
-    inputs = torch.tensor([chosen]), torch.tensor([[rejected]]), torch.tensor([[weight]])
-    pair, listed = (function(*inputs, config).loss for function in LOSSES.values())
-    torch.testing.assert_close(pair, listed, atol=1e-6, rtol=1e-6)
-
-
-@pytest.mark.parametrize("hinge", ["violated", "none"])
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("ratio", [-200.0, -3.0, 200.0])
-def test_gradient_is_finite_and_points_the_right_way(loss, hinge, ratio):
-    """At a log-ratio of -200 with the largest weight, nothing overflows and the chosen query is pushed up."""
-    chosen = torch.tensor([ratio], requires_grad=True)
-    rejected = torch.tensor([[0.0, 0.0, -1.0, -2.0]], requires_grad=True)
-    weight = torch.full((1, 4), 10.0)
-    result = LOSSES[loss](chosen, rejected, weight, PreferenceConfig(hinge=hinge)).loss
-    result.sum().backward()
-    assert torch.isfinite(result).all()
-    assert torch.isfinite(chosen.grad).all() and torch.isfinite(rejected.grad).all()
-    if ratio < 0:  # ranked wrongly
-        assert chosen.grad.item() < 0 and (rejected.grad >= 0).all() and rejected.grad.sum() > 0
-    else:
-        assert chosen.grad.item() <= 0 and (rejected.grad >= 0).all()
-
-
-def test_the_printed_pairwise_hinge_is_blind_where_the_pair_is_wrong():
-    for lead, moves in ((-4.0, False), (0.5, False), (4.0, True)):
-        chosen = torch.tensor([lead], requires_grad=True)
-        pairwise_loss(
-            chosen, torch.zeros(1, 1), torch.ones(1, 1), PreferenceConfig(hinge="printed")
-        ).loss.sum().backward()
-        assert (chosen.grad.item() != 0) == moves
-        chosen.grad = None
-        pairwise_loss(chosen, torch.zeros(1, 1), torch.ones(1, 1), PreferenceConfig()).loss.sum().backward()
-        assert (chosen.grad.item() != 0) == (lead == -4.0)
-
-
-@settings(deadline=None)
-@given(st.floats(-5, 5), st.floats(0.1, 10))
-def test_weights_scale_the_lead_and_can_be_switched_off(lead, weight):
-    inputs = torch.zeros(1), torch.tensor([[lead]]), torch.tensor([[weight]])
-    off = pairwise_loss(*inputs, PLAIN).loss.item()
-    on = pairwise_loss(*inputs, replace(PLAIN, reward_weights=True)).loss.item()
-    assert off == pytest.approx(math.log1p(math.exp(0.5 * lead)), abs=1e-5)
-    assert on == pytest.approx(math.log1p(math.exp(weight * 0.5 * lead)), abs=1e-4)
-
-
-def test_sequence_log_probs_by_hand():
-    logits = torch.tensor([[[0.0, math.log(3.0)], [5.0, 5.0]], [[1.0, 1.0], [0.0, math.log(3.0)]]])
-    labels = torch.tensor([[1, -100], [0, 0]])
-    expected = torch.tensor([math.log(0.75), math.log(0.5) + math.log(0.25)])
-    torch.testing.assert_close(sequence_log_probs(logits, labels), expected)
-    assert sequence_log_probs(logits, torch.full((2, 2), -100)).tolist() == [0, 0]
-
-
-def test_config_refuses_what_it_does_not_know():
-    for wrong in ({"loss": "dpo"}, {"hinge": "soft"}, {"beta": 0.0}, {"alpha": -1.0}):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
-            PreferenceConfig(**wrong)
-    with pytest.raises(ValueError, match="nothing to learn"):
-        PreferenceConfig(loss="supervised", alpha=0)
-
-
-# ---------------------------------------------------------------- training
+from onesug_lite.training import Examples, TrainConfig, train_supervised
+from onesug_lite.trie import Trie
 
 QUERIES = [f"{colour} {thing}" for colour in ("red", "green", "blue") for thing in ("shoe", "shirt", "scarf", "hat")]
-PROMPT = PromptConfig(vocab_size=300)
+PROMPT = PromptConfig(vocab_size=300, pooled=False)
 CONFIG = PreferenceConfig(steps=30, batch_size=8, learning_rate=2e-3, warmup=2, log_every=10, save_every=10, bf16=False)
 
 
@@ -182,6 +53,19 @@ def data(tokenizer):
     prefixes = [chosen[: len(chosen) - number % 3] for number, chosen in enumerate(frame["chosen"])]
     prompts = build_prompts(tokenizer, prefixes, None, None, None, PROMPT)
     return PreferenceSets(frame, 0.1), prompts
+
+
+@pytest.fixture(scope="module")
+def trie(tokenizer):
+    return Trie(encode_queries(tokenizer, QUERIES, PROMPT), len(tokenizer))
+
+
+@pytest.fixture(scope="module")
+def logged(data):
+    """The rows with what a log adds to them."""
+    behaviour = pl.Series(["order", "item_click", "query_click", "query_click"] * 10)
+    rows = data[0].rows.with_columns(chosen_behaviour=behaviour, propensity=pl.Series([0.5, 0.9, 0.01, 0.9] * 10))
+    return PreferenceSets(rows, 0.1), data[1]
 
 
 def weights(model):
@@ -258,11 +142,17 @@ def test_every_form_trains(model, tokenizer, data, tmp_path, loss, hinge):
     assert history["sft_nll"][-1] < history["sft_nll"][0]
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bytes(model, tokenizer, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("changes", [{}, {"reference": False, "known": True, "example_weight": "level"}])
+def test_an_interrupted_run_goes_on_to_the_same_bytes(model, tokenizer, logged, trie, tmp_path, monkeypatch, changes):
     import onesug_lite.preference as preference
 
+    config = replace(CONFIG, **changes)
+
+    def train(work):
+        return train_preference(model, *logged, tokenizer, config, 0, tmp_path / work, PROMPT, trie)
+
     start = weights(model)
-    whole = train_preference(model, *data, tokenizer, CONFIG, 0, tmp_path / "whole")
+    whole = train("whole")
     wanted, history = weights(whole.model), whole.history
     model.load_state_dict(start)
 
@@ -276,12 +166,12 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(model, tokenizer, data, tm
 
     monkeypatch.setattr(preference, "candidate_log_probs", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train_preference(model, *data, tokenizer, CONFIG, 0, tmp_path / "work")
+        train("work")
     monkeypatch.undo()
     assert all(torch.equal(value, start[name]) for name, value in weights(model).items())
     assert (tmp_path / "work" / "checkpoint-10").is_dir()
 
-    resumed = train_preference(model, *data, tokenizer, CONFIG, 0, tmp_path / "work")
+    resumed = train("work")
     assert all(torch.equal(value, wanted[name]) for name, value in weights(resumed.model).items())
     assert resumed.history.equals(history)
     assert not (tmp_path / "work").exists()
@@ -300,3 +190,112 @@ def test_bad_input_is_named(model, tokenizer, data, tmp_path):
         train_preference(model, PreferenceSets(uneven, 0.1), prompts, tokenizer, CONFIG, 0, tmp_path)
     with pytest.raises(ValueError, match="positions"):
         train_preference(model, sets, [[5] * 500] * len(prompts), tokenizer, CONFIG, 0, tmp_path)
+
+
+# ---------------------------------------------------------------- what else a row of settings can ask for
+def test_example_weights_by_hand():
+    rows = pl.DataFrame({"chosen_behaviour": ["order", "item_click", "query_click"], "propensity": [0.001, 0.5, 1.0]})
+    level = example_weights(rows, PreferenceConfig(example_weight="level"))
+    assert level / level[2] == pytest.approx([math.exp(2), math.e, 1]) and level.mean() == pytest.approx(1)
+    inverse = example_weights(rows, PreferenceConfig(example_weight="propensity", clip=30.0))
+    assert inverse / inverse[2] == pytest.approx([30, 2, 1]) and inverse.mean() == pytest.approx(1)
+    assert example_weights(rows, PreferenceConfig()).tolist() == [1, 1, 1]
+    for lacking in (rows.drop("propensity"), rows.with_columns(propensity=pl.lit(None, dtype=pl.Float64))):
+        with pytest.raises(ValueError, match="3 of 3 clicks have none"):
+            example_weights(lacking, PreferenceConfig(example_weight="propensity"))
+
+
+def test_inverse_propensity_finds_what_is_liked_wherever_it_was_shown():
+    """Expected weight of each query's clicks under a policy that hides what is liked most, worked out exactly."""
+    liking, reading = np.array([0.1, 0.2, 0.3, 0.4]), np.array([1.0, 0.6, 0.3, 0.1])
+    place = 0.8 * np.eye(4) + 0.2 / 4  # (query, place): mostly the worst first, one list in five in random order
+    clicks = liking[:, None] * reading * place  # expected clicks of a request
+    rows = pl.DataFrame({"propensity": place.ravel()})
+    config = PreferenceConfig(example_weight="propensity")
+    found = (clicks * example_weights(rows, config).reshape(4, 4)).sum(axis=1)
+    assert found / found.sum() == pytest.approx(liking, rel=1e-5)
+    assert clicks.sum(axis=1).argmax() != liking.argmax()  # as logged, the order is another
+    clipped = example_weights(rows, replace(config, clip=2.0)).reshape(4, 4)
+    assert clipped.max() / clipped.min() == pytest.approx(2 * place.max(), rel=1e-5)
+
+
+LISTED = {"reference": False, "hinge": "none", "beta": 1.0, "reward_weights": False, "alpha": 0.0}
+RECIPES = {
+    "plain DPO": {"loss": "pairwise", "hinge": "none", "reward_weights": False, "alpha": 0.0},
+    "pair-wise, printed": {"loss": "pairwise", "hinge": "printed"},
+    "pair-wise, violated": {"loss": "pairwise"},
+    "pair-wise, violated, unweighted": {"loss": "pairwise", "reward_weights": False},
+    "list-wise": {"delta": -0.5},
+    "list-wise, unweighted": {"delta": -0.5, "reward_weights": False},
+    "without reference": {"reference": False, "beta": 1.0, "delta": 0.0},
+    "without reference, known": {"reference": False, "known": True, "beta": 1.0, "delta": 0.0},
+    "list-wise, known": {"known": True, "delta": -0.5},
+    "length-normalised": {"length_normalised": True, "delta": -0.5},
+    "cross-entropy by level": LISTED | {"example_weight": "level"},
+    "likelihood by level": {"loss": "supervised", "example_weight": "level"},
+    "likelihood by propensity": {"loss": "supervised", "example_weight": "propensity"},
+}
+WATCHED = {"accuracy", "chosen_log_ratio", "margin", "preference", "rejected_log_ratio", "sft_nll"}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_trains(model, tokenizer, logged, trie, tmp_path, recipe):
+    before = weights(model)
+    config = replace(CONFIG, steps=6, log_every=2, **RECIPES[recipe])
+    result = train_preference(model, *logged, tokenizer, config, 0, tmp_path / "work", PROMPT, trie)
+    assert result.history.height == 3 and np.isfinite(result.history.to_numpy()).all()
+    watched = {"sft_nll"} if config.loss == "supervised" else WATCHED
+    assert set(result.history.columns) == {"step", "loss"} | watched
+    assert any(not torch.equal(value, before[name]) for name, value in result.model.named_parameters())
+
+
+def test_without_a_reference_no_model_is_run_for_one(model, tokenizer, logged, tmp_path, monkeypatch):
+    import onesug_lite.preference as preference
+
+    monkeypatch.setattr(preference, "_reference", lambda *arguments: pytest.fail("a reference was computed"))
+    config = replace(CONFIG, steps=2, log_every=1, **LISTED)
+    history = train_preference(model, *logged, tokenizer, config, 0, tmp_path).history
+    # the scores are log-probabilities: the chosen queries' own, and those of others
+    assert history["chosen_log_ratio"].to_list() == pytest.approx((-history["sft_nll"]).to_list(), abs=1e-4)
+    assert history["rejected_log_ratio"].max() < -1
+
+
+def test_a_row_counts_by_its_weight(model, tokenizer, logged, tmp_path):
+    """The loss of the first step, before anything has moved, from each row's own terms."""
+    sets, prompts = logged
+    few, prompts = PreferenceSets(sets.rows.head(8), 0.1), prompts[:8]
+    ids = encode_queries(tokenizer, [query for row in few.rows.iter_rows() for query in (row[0], *row[1])], PROMPT)
+    with torch.no_grad():
+        scores = candidate_log_probs(model, **collate(prompts, ids, tokenizer.pad_token_id))  # (8, 5)
+    count = example_weights(few.rows, PreferenceConfig(example_weight="level"))
+    for fields, each in (
+        (LISTED, F.cross_entropy(scores, torch.zeros(8, dtype=torch.long), reduction="none")),
+        (
+            LISTED | {"alpha": 0.4},
+            F.cross_entropy(scores, torch.zeros(8, dtype=torch.long), reduction="none") - 0.4 * scores[:, 0],
+        ),
+        ({"loss": "supervised", "alpha": 1.0}, -scores[:, 0]),
+    ):
+        config = replace(CONFIG, steps=1, log_every=1, example_weight="level", learning_rate=1e-9, **fields)
+        loss = train_preference(model, few, prompts, tokenizer, config, 0, tmp_path, PROMPT).history["loss"][0]
+        assert loss == pytest.approx(float((each.numpy() * count).mean()), abs=2e-3)
+        assert abs(loss - float(each.mean())) > 0.01
+
+
+def test_among_known_queries_a_query_is_as_likely_as_its_choices(model, tokenizer, data, trie):
+    """Probabilities of all known queries add up to 1, and without the trie to less."""
+    ids = encode_queries(tokenizer, QUERIES, PROMPT)
+    batch = collate(data[1][:1], ids, tokenizer.pad_token_id)
+    allowed = trie.allowed(batch["labels"], model.config.vocab_size)
+    with torch.no_grad():
+        free, among = (candidate_log_probs(model, **batch, allowed=given).exp().sum() for given in (None, allowed))
+    assert among.item() == pytest.approx(1, abs=1e-5) and free < 0.5
+
+
+def test_known_needs_a_trie_that_holds_the_queries(model, tokenizer, data, tmp_path):
+    config = replace(CONFIG, known=True)
+    with pytest.raises(ValueError, match="no trie of known queries"):
+        train_preference(model, *data, tokenizer, config, 0, tmp_path / "work")
+    short = Trie(encode_queries(tokenizer, QUERIES[:3], PROMPT), len(tokenizer))
+    with pytest.raises(ValueError, match="no known query"):
+        train_preference(model, *data, tokenizer, config, 0, tmp_path / "work", PROMPT, short)

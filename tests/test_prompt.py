@@ -23,6 +23,7 @@ from onesug_lite.prompt import (
 )
 
 CONFIG = PromptConfig(vocab_size=400)
+WRITTEN_OUT = replace(CONFIG, pooled=False)
 TEXTS = [
     "red running shoes",
     "running shoes men",
@@ -41,17 +42,21 @@ def tokenizer():
 
 
 def segments(tokenizer, prompt):
-    """The prompt's text, segment by segment and item by item."""
-    assert prompt[0] == tokenizer.cls_token_id
+    """The prompt's text, segment by segment and item by item, from either kind of prompt."""
+    pooled = not isinstance(prompt[0], int)
+    positions = prompt if pooled else [[token] for token in prompt]
+    assert positions[0] == [tokenizer.cls_token_id]
     item = tokenizer.convert_tokens_to_ids("<item>")
     parts = [[[]]]
-    for token in prompt[1:]:
-        if token == tokenizer.sep_token_id:
+    for position in positions[1:]:
+        if position == [tokenizer.sep_token_id]:
             parts.append([[]])
-        elif token == item:
+        elif position == [item]:
             parts[-1].append([])
+        elif pooled and len(parts) > 1 and parts[-1][-1]:
+            parts[-1].append(position)
         else:
-            parts[-1][-1].append(token)
+            parts[-1][-1] += position
     return [decode_queries(tokenizer, part) for part in parts]
 
 
@@ -98,9 +103,9 @@ def test_any_query_comes_back(tokenizer, text):
 
 
 @settings(deadline=None, max_examples=300)
-@given(CONTROL_TEXT, st.lists(CONTROL_TEXT, max_size=3), st.lists(CONTROL_TEXT, max_size=3))
-def test_control_tokens_cannot_be_typed(tokenizer, prefix, related, history):
-    config = PromptConfig(prefix_tokens=200, item_tokens=200, profile_tokens=200)
+@given(CONTROL_TEXT, st.lists(CONTROL_TEXT, max_size=3), st.lists(CONTROL_TEXT, max_size=3), st.booleans())
+def test_control_tokens_cannot_be_typed(tokenizer, prefix, related, history, pooled):
+    config = PromptConfig(prefix_tokens=200, item_tokens=200, profile_tokens=200, pooled=pooled)
     if not clean(prefix):
         return
     (prompt,) = build_prompts(tokenizer, [prefix], [related], [history], [history], config)
@@ -113,16 +118,17 @@ def test_control_tokens_cannot_be_typed(tokenizer, prefix, related, history):
     assert len(found) == 4
 
 
-def test_segments_keep_their_places(tokenizer):
+@pytest.mark.parametrize("config", [CONFIG, WRITTEN_OUT])
+def test_segments_keep_their_places(tokenizer, config):
     prompts = build_prompts(
-        tokenizer, ["red", "ap", "苹"], [["red apple"], None, []], [["old", "new"], None, []], None, CONFIG
+        tokenizer, ["red", "ap", "苹"], [["red apple"], None, []], [["old", "new"], None, []], None, config
     )
     assert [segments(tokenizer, prompt) for prompt in prompts] == [
         [["red"], ["red apple"], ["new", "old"], [""]],
         [["ap"], [""], [""], [""]],
         [["苹"], [""], [""], [""]],
     ]
-    assert build_prompts(tokenizer, ["ap"], None, None, None, CONFIG) == prompts[1:2]
+    assert build_prompts(tokenizer, ["ap"], None, None, None, config) == prompts[1:2]
 
 
 def test_only_the_latest_searches_and_the_best_related_are_read(tokenizer):
@@ -133,13 +139,42 @@ def test_only_the_latest_searches_and_the_best_related_are_read(tokenizer):
     assert segments(tokenizer, prompt)[2] == [""]
 
 
+@pytest.mark.parametrize("config", [CONFIG, WRITTEN_OUT, replace(CONFIG, ids=True), replace(WRITTEN_OUT, ids=True)])
 @pytest.mark.parametrize("prefix", ["x" * 10_000, "😀" * 10_000, "苹果" * 5_000, " a" * 5_000])
-def test_long_text_is_cut(tokenizer, prefix):
-    (prompt,) = build_prompts(tokenizer, [prefix], [[prefix] * 9], [[prefix] * 9], [[prefix] * 9], CONFIG)
-    assert len(prompt) <= CONFIG.prompt_tokens
-    assert prompt.count(tokenizer.sep_token_id) == 3
+def test_long_text_is_cut(tokenizer, prefix, config):
+    (prompt,) = build_prompts(tokenizer, [prefix], [[prefix] * 9], [[prefix] * 9], [[prefix] * 9], config, [10**12])
+    assert len(prompt) <= config.longest
+    separator = tokenizer.sep_token_id
+    assert prompt.count([separator] if config.pooled else separator) == 3 + config.ids
     (target,) = encode_queries(tokenizer, [prefix], CONFIG)
     assert len(target) == CONFIG.query_tokens and target[-1] == tokenizer.eos_token_id
+
+
+def test_an_item_is_one_position(tokenizer):
+    arguments = (tokenizer, ["red"], [["red apple"]], [["apple phone case", "red"]], [["red", "phone case"]])
+    (pooled,), (written,) = (build_prompts(*arguments, config) for config in (CONFIG, WRITTEN_OUT))
+    assert len(pooled) == 2 + 2 + 3 + 3 and max(map(len, pooled)) == 3
+    control = tokenizer.convert_tokens_to_ids("<item>")
+    assert [token for position in pooled for token in position] == [token for token in written if token != control]
+
+
+@pytest.mark.parametrize("config", [CONFIG, WRITTEN_OUT])
+def test_raw_ids_are_a_fifth_segment_of_digits(tokenizer, config):
+    arguments = (["red", "red", "ap"], None, None, None)
+    with_ids = build_prompts(tokenizer, *arguments, replace(config, ids=True), [12, None, 12])
+    found = [segments(tokenizer, prompt)[4] for prompt in with_ids]
+    digits = ["".join(row).replace(" ", "") for row in found]
+    assert digits[0].startswith("0000012") and digits[0].endswith(digits[1]) and digits[0] != digits[2]
+    plain = build_prompts(tokenizer, *arguments, config, [12, None, 12])
+    assert plain == build_prompts(tokenizer, *arguments, config)
+    assert all(long[: len(short)] == short for long, short in zip(with_ids, plain, strict=True))
+
+
+def test_no_profile_tokens_no_profile(tokenizer):
+    (prompt,) = build_prompts(tokenizer, ["red"], None, None, [["red", "apple"]], replace(CONFIG, profile_tokens=0))
+    assert segments(tokenizer, prompt)[3] == [""]
+    (prompt,) = build_prompts(tokenizer, ["red"], None, None, [["red", "red apple"]], replace(CONFIG, profile_tokens=2))
+    assert segments(tokenizer, prompt)[3] == ["red", "red"]
 
 
 @pytest.mark.parametrize("prefix", ["", "   ", "\u200b\u200d", "\x00\x1b", None, "\ud800"])
@@ -239,7 +274,7 @@ def test_foreign_tokenizer_without_our_tokens():
     backend = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     foreign = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
-    prompts = build_prompts(foreign, ["red </s>"], [["shoes", "apple"]], None, None, CONFIG)
+    prompts = build_prompts(foreign, ["red </s>"], [["shoes", "apple"]], None, None, WRITTEN_OUT)
     assert prompts == [[2, 0, 3, 4, 5, 0, 0]]
     assert encode_queries(foreign, ["red </s> shoes"], CONFIG) == [[2, 3, 0]]
 

@@ -93,6 +93,8 @@ def test_a_small_gap_weighs_more():
     config = RewardConfig()
     weights = pair_weight(np.array([2.0, 1.0, 1.0]), np.array([0.0, 0.0, 0.5]), config)
     np.testing.assert_allclose(weights, [0.5, 1.0, 2.0])
+    # equal and inverted rewards, of which the printed form makes infinity and less than nothing
+    np.testing.assert_allclose(pair_weight(np.array([1.0, 0.5]), np.array([1.0, 2.0]), config), [10, 10])
 
 
 @settings(deadline=None)
@@ -136,6 +138,26 @@ def test_rewards_and_weights_stand_beside_their_queries():
         assert row["rejected_reward"] == pytest.approx(expected)
         assert row["chosen_reward"] == pytest.approx(chosen)
         assert row["weight"] == pytest.approx([1 / max(chosen - other, config.min_gap) for other in expected])
+
+
+def test_the_propensity_of_the_clicked_place_comes_along():
+    chances = pl.Series([0.1 + 0.01 * row for row in range(LOG.candidates.height)], dtype=pl.Float32) / 10
+    hidden = pl.col("behaviour") == "not_shown"
+    known = LOG.candidates.with_columns(propensity=pl.when(~hidden).then(chances))
+    rows = preference_sets(Log(LOG.requests, known), POOL, RewardConfig(), np.random.default_rng(0)).rows
+    clicks = known.filter(pl.col("query") == "c").sort("request_id")
+    assert rows["propensity"].equals(clicks["propensity"]) and rows["propensity"].n_unique() == 50
+    plain = preference_sets(LOG, POOL, RewardConfig(), np.random.default_rng(0)).rows
+    assert plain["propensity"].null_count() == 50 and plain["propensity"].dtype == pl.Float32
+    assert plain.drop("propensity").equals(rows.drop("propensity"))  # no draw depends on it
+
+
+def test_all_rejected_can_be_the_rest_of_the_shown_list():
+    shown = [(f"s{place}", "show") for place in range(7)]
+    log = make_log([("a", [("c", "order"), *shown, ("h", "not_shown")])] * 3)
+    rows = preference_sets(log, POOL, RewardConfig(negatives=7, mix=("show",)), np.random.default_rng(0)).rows
+    assert all(set(row) == {query for query, _ in shown} for row in rows["rejected"].to_list())
+    assert set(rows.explode("rejected_behaviour")["rejected_behaviour"]) == {"show"}
 
 
 def test_every_pair_type_occurs():

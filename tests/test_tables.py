@@ -1,79 +1,300 @@
-"""Tables of the results chapter: pairing, intervals and verdicts, on records made by hand."""
+"""From records to tables and plot data: pairing over requests and seeds, intervals that cover, bad records."""
+
+import json
+import math
+import time
 
 import numpy as np
-import polars as pl
 import pytest
+from fake_records import EFFECTS, fake_records
 
-from onesug_lite.metrics import Comparison, summary_table
-from onesug_lite.tables import bars, compare, differences, results_table, verdict, verdicts
-
-
-def record(variant: str, seed: int, ranks: list[int]) -> dict:
-    lists = [[f"w{i}" for i in range(rank - 1)] + ["hit"] if rank else ["miss"] for rank in ranks]
-    size = len(ranks)
-    summary = summary_table(lists, ["hit"] * size, ["query_click"] * size, {"hit": 5}, np.random.default_rng(0))
-    return {
-        "variant": variant,
-        "seed": seed,
-        "summary": summary.to_dicts(),
-        "unknown_share": 0.125,
-        "request_id": list(range(size)),
-        "rank": ranks,
-    }
+from onesug_lite import frames, tables
+from onesug_lite.metrics import reciprocal_rank
+from onesug_lite.records import Grid, read_records
+from onesug_lite.significance import Resampled
 
 
-GOOD, POOR = [1, 2, 1, 0, 1, 3, 1, 1] * 20, [4, 0, 3, 0, 0, 9, 2, 0] * 20
+@pytest.fixture(scope="module")
+def records():
+    return fake_records()
 
 
-def grid(seeds: int, first=GOOD, second=POOR) -> list[dict]:
-    rows = [(("onesug", first), ("sft_pre", second))] * seeds
-    return [record(name, seed, ranks) for seed, pair in enumerate(rows) for name, ranks in pair]
+@pytest.fixture(scope="module")
+def grid(records):
+    return Grid(records)
 
 
-def test_difference_is_the_difference_of_the_means():
-    gap, seeds = compare(grid(1), "onesug", "sft_pre")["MRR@16"]
-    mean = [np.mean([1 / rank if rank else 0 for rank in ranks]) for ranks in (GOOD, POOR)]
-    assert gap.mean == pytest.approx(100 * (mean[0] - mean[1])) and seeds == [pytest.approx(gap.mean)]
-    assert gap.low < gap.mean < gap.high
+# ---------------------------------------------------------------- intervals over requests and seeds
+def drawn(rng, seeds, size, truth, of_requests=1.0, of_seeds=0.1):
+    """(S, N) differences: the truth, a part of each request, a part of each seed, and noise of both."""
+    parts = of_requests * rng.standard_normal((1, size)), of_seeds * rng.standard_normal((seeds, 1))
+    return truth + sum(parts) + 0.5 * rng.standard_normal((seeds, size))
 
 
-def test_verdict_needs_three_seeds_and_an_interval():
-    assert verdict(compare(grid(3), "onesug", "sft_pre")) == "held"
-    assert verdict(compare(grid(3), "sft_pre", "onesug")) == "reversed"
-    assert verdict(compare(grid(2), "onesug", "sft_pre")) == "held, 2 seed(s): not yet a finding"
-    assert verdict(compare(grid(3, GOOD, GOOD), "onesug", "sft_pre")) == "no difference found"
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_intervals_cover_the_truth_about_as_often_as_they_say(seeds):
+    rng = np.random.default_rng(0)
+    resampled = Resampled(np.arange(100), draws=400)
+    covered, blind = 0, 0
+    for _ in range(200):
+        values = drawn(rng, seeds, 100, 0.3)
+        low, high = resampled.mean(values)[1:3]
+        covered += low <= 0.3 <= high
+        low, high = resampled.mean(values.mean(axis=0, keepdims=True))[1:3]
+        blind += low <= 0.3 <= high
+    assert 0.91 <= covered / 200 <= 1.0
+    assert blind < covered, "an interval that does not know of seeds is too narrow"
 
 
-def test_verdict_names_a_split():
-    up, down, flat = Comparison(1, 0.5, 1.5, 0), Comparison(-1, -2, -0.5, 0), Comparison(0.1, -1, 1, 1)
-    three, mixed = [1.0, 1.0, 1.0], [1.0, -1.0, 3.0]
-    assert verdict({"HR@16": (up, three), "MRR@16": (down, three)}) == "mixed: HR@16 up, MRR@16 down"
-    assert verdict({"HR@16": (up, three), "MRR@16": (flat, three)}) == "held on HR@16 only"
-    assert verdict({"HR@16": (up, mixed), "MRR@16": (up, three)}) == "held, the seeds disagree"
+def test_seeds_that_differ_widen_the_interval():
+    rng = np.random.default_rng(0)
+    resampled = Resampled(np.arange(400))
+    calm, wild = (resampled.mean(drawn(rng, 5, 400, 0.3, 1.0, spread)) for spread in (0.0, 1.0))
+    assert wild.high - wild.low > 3 * (calm.high - calm.low)
 
 
-def test_flipping_a_record_flips_its_verdict():
-    claim = [("RWR improves", "onesug", "sft_pre")]
-    assert verdicts(grid(3), claim)["verdict"].to_list() == ["held"]
-    assert verdicts(grid(3, POOR, GOOD), claim)["verdict"].to_list() == ["reversed"]
+def test_one_seed_has_the_interval_of_its_requests():
+    values = np.random.default_rng(0).standard_normal((1, 900))
+    mean, low, high, _, each, rows = Resampled(np.arange(900)).mean(values)
+    assert mean == pytest.approx(values.mean()) and each == (pytest.approx(mean),) and rows == 900
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 30, rel=0.1)
 
 
-def test_missing_or_other_requests_are_named():
-    with pytest.raises(ValueError, match="no record of variant 'sft' with seed 0"):
-        compare(grid(1), "onesug", "sft")
-    records = grid(1)
-    records[1]["request_id"] = records[1]["request_id"][::-1]
-    with pytest.raises(ValueError, match="different requests"):
-        compare(records, "onesug", "sft_pre")
+def test_rows_of_a_request_stay_together():
+    once = np.random.default_rng(0).standard_normal((1, 200))
+    single = Resampled(np.arange(200)).mean(once)
+    triple = Resampled(np.repeat(np.arange(200), 3)).mean(np.repeat(once, 3, axis=1))
+    assert triple.high - triple.low == pytest.approx(single.high - single.low, rel=1e-4), "no new request, no new news"
 
 
-def test_tables_and_bars():
-    table = results_table(grid(1))
-    assert table["system"].to_list() == ["generator + PRE + RWR", "generator + PRE"]
-    assert table["click HR@16"][0].startswith("87.5 [") and table["order HR@16"][0] == "-"
-    assert table["paper: click HR / MRR"].to_list() == ["82.14 / 50.55", "79.76 / 44.80"]
-    frame = bars(grid(1), "click", ["HR@16"], ["head", "tail"])
-    assert frame["band"].to_list() == ["tail", "tail"] and frame["mean"][0] == pytest.approx(87.5)
-    both = differences({"fresh": grid(1), "reference": grid(3)}, [("onesug", "sft_pre")])
-    assert both["records"].to_list() == ["fresh, 1 seed(s)"] * 2 + ["reference, 3 seed(s)"] * 2
-    assert isinstance(both, pl.DataFrame)
+def test_p_agrees_with_the_interval():
+    rng = np.random.default_rng(0)
+    resampled = Resampled(np.arange(50), draws=999)
+    for shift in np.linspace(-1, 1, 21):
+        found = resampled.mean(drawn(rng, 3, 50, shift))
+        assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
+    assert resampled.mean(np.zeros((3, 50))) == (0, 0, 0, 1, (0, 0, 0), 50)
+
+
+def test_contrast_and_ratio_by_hand():
+    values = np.array([[1.0, 3.0, 0.0, 2.0], [3.0, 5.0, 0.0, 0.0]])
+    left = np.array([True, True, False, False])
+    resampled = Resampled(np.arange(4))
+    assert resampled.contrast(values, left, ~left)[0] == pytest.approx((2 - 1 + 4 - 0) / 2)
+    assert resampled.contrast(values, left, ~left).each_seed == (1.0, 4.0)
+    assert resampled.ratio(values, np.full((1, 4), 5.0)).each_seed == (pytest.approx(0.3), pytest.approx(0.4))
+
+
+def test_next_to_no_rows_give_no_interval():
+    resampled = Resampled(np.arange(3))
+    one = resampled.mean(np.ones((2, 3)), np.array([True, False, False]))
+    none = resampled.mean(np.ones((2, 3)), np.zeros(3, dtype=bool))
+    assert one.mean == 1 and math.isnan(one.low) and math.isnan(none.mean) and math.isnan(none.p)
+
+
+def test_twenty_systems_of_a_whole_grid_are_quick():
+    """20 systems, 3,000 rows, 5 seeds, two metrics each over everything and the tail."""
+    grid = Grid(fake_records({f"v{place}": place / 20 for place in range(20)}, seeds=5, rows=3000))
+    start = time.process_time()
+    for name in grid.runs:
+        for metric in ("HR@16", "MRR@16"):
+            for where in ("all", "tail"):
+                if grid.has(name, metric):
+                    grid.difference(name, "v0", metric, where)
+    assert time.process_time() - start < 20  # 2 to 3 seconds on one core; the rest is for a busy machine
+
+
+# ---------------------------------------------------------------- a grid of records
+def test_a_difference_is_that_of_the_means_over_rows_and_seeds(records, grid):
+    def mean(name):
+        runs = [record for record in records if record["variant"] == name]
+        return 100 * np.mean([reciprocal_rank(np.array(run["clicks"]["rank"])) for run in runs])
+
+    gap = tables.compare(records, "onesug", "sft")["MRR@16"]
+    assert gap.mean == pytest.approx(mean("onesug") - mean("sft"))
+    assert len(gap.each_seed) == 3 and np.mean(gap.each_seed) == pytest.approx(gap.mean)
+    assert gap.low < gap.mean < gap.high and gap.low > 0, "the planted effect is found"
+    assert grid.difference("sft", "onesug", "MRR@16").mean == pytest.approx(-gap.mean)
+
+
+def test_pairing_narrows_the_interval(grid):
+    gap = grid.difference("continued", "pairwise", "MRR@16")
+    alone = [grid.estimate(name, "MRR@16") for name in ("continued", "pairwise")]
+    assert gap.high - gap.low < 0.7 * sum(one.high - one.low for one in alone)
+
+
+def test_what_has_no_parameters_stands_for_every_seed(grid):
+    assert len(grid.difference("onesug", "popularity", "HR@16").each_seed) == 3
+    assert len(grid.estimate("popularity", "HR@16").each_seed) == 1
+
+
+def test_seeds_are_paired_by_number(records):
+    some = [record for record in records if (record["variant"], record["seed"]) != ("sft", 1)]
+    gap, whole = (Grid(part).difference("onesug", "sft", "HR@16") for part in (some, records))
+    assert gap.each_seed == (whole.each_seed[0], whole.each_seed[2])
+    apart = [record for record in records if record["seed"] == (0 if record["variant"] == "sft" else 1)]
+    with pytest.raises(ValueError, match="onesug, sft share no seed"):
+        Grid(apart).difference("onesug", "sft", "HR@16")
+
+
+def test_slices_hold_the_rows_that_they_name(records, grid):
+    clicks = records[0]["clicks"]
+    assert grid.estimate("sft", "HR@16", "order").rows == clicks["behaviour"].count("order")
+    assert grid.estimate("sft", "HR@16", "unseen").rows == clicks["seen"].count(False)
+    both = [b == "order" and c < 10 for b, c in zip(clicks["behaviour"], clicks["training_clicks"], strict=True)]
+    assert grid.estimate("sft", "HR@16", "order tail").rows == sum(both)
+    assert grid.estimate("sft", "HR@16", "prefix torso").rows == clicks["prefix_clicks"].count(30)
+    with pytest.raises(ValueError, match="no slice 'night'"):
+        grid.estimate("sft", "HR@16", "night")
+    with pytest.raises(ValueError, match="'prefix tail' needs the column 'prefix_clicks'"):
+        grid.estimate("sft", "replay clicks", "prefix tail")
+
+
+def test_a_gain_planted_on_the_tail_is_found():
+    found = Grid(fake_records(tail={"onesug": 1.0})).difference(
+        "onesug", "online_mca", "MRR@16", "prefix tail", "prefix head"
+    )
+    assert found.low > 0
+
+
+def test_bad_records_are_named(records):
+    with pytest.raises(ValueError, match="no records"):
+        Grid([])
+    with pytest.raises(ValueError, match="two records of variant 'popularity' with seed 0"):
+        Grid([records[0], records[0]])
+    with pytest.raises(ValueError, match="'mca' with seed 0 has log 'other'.*run the grid again"):
+        Grid([records[0], records[1] | {"log": "other"}])
+    turned = records[1] | {"clicks": records[1]["clicks"] | {"request_id": records[1]["clicks"]["request_id"][::-1]}}
+    with pytest.raises(ValueError, match="'mca' with seed 0 answers different requests under 'clicks'"):
+        Grid([records[0], turned])
+    with pytest.raises(ValueError, match="no record of variant 'nobody'"):
+        Grid(records).estimate("nobody", "HR@16")
+    with pytest.raises(ValueError, match="no record of variant 'imitation' with 'clicks'"):
+        Grid(records).estimate("imitation", "HR@16")
+    with pytest.raises(ValueError, match="no metric 'NDCG'"):
+        Grid(records).estimate("sft", "NDCG")
+
+
+def test_records_are_read_in_order(records, tmp_path):
+    for record in reversed(records):
+        name = f"{record['variant']}-seed{record['seed']}.json"
+        (tmp_path / name).write_text(json.dumps(record), encoding="utf-8")
+    (tmp_path / "provenance.json").write_text("{}", encoding="utf-8")
+    found = read_records(tmp_path)
+    assert len(found) == len(records)
+    assert [record["seed"] for record in found if record["variant"] == "onesug"] == [0, 1, 2]
+    assert Grid(found).difference("onesug", "sft", "HR@16") == Grid(records).difference("onesug", "sft", "HR@16")
+    assert read_records(tmp_path / "nowhere") == []
+
+
+# ---------------------------------------------------------------- tables
+def test_results_stand_beside_the_paper(records):
+    table = tables.results_table(records)
+    assert len(table) == len(EFFECTS) + 1, "every system with clicks, the ceiling among them"
+    row = table.filter(system="the sft_pre system").row(0, named=True)
+    assert row["seeds"] == 3 and row["unknown"] == "12.5%" and row["short"] == "1.0%"
+    assert row["paper: click HR / MRR"] == "79.76 / 44.80" and row["paper: order HR / MRR"] == "-"
+    full = table.filter(system="the onesug system").row(0, named=True)
+    assert full["paper's row"] == "OneSug, BART-base" and full["paper: order HR / MRR"] == "87.40 / 56.34"
+    assert table.filter(system="the continued system")["paper's row"].item() == "-"
+    cell = Grid(records).estimate("onesug", "HR@16", "click")
+    assert full["click HR@16"] == f"{cell.mean:.1f} [{cell.low:.1f}, {cell.high:.1f}]"
+
+
+def test_share_of_the_ceiling(records, grid):
+    table = tables.ceiling_table(records)
+    assert "the best possible ranking" not in table["system"] and {"head", "torso", "tail"} <= set(table.columns)
+    share = grid.share("onesug", "ceiling", "MRR@16")
+    best = 100 * np.mean(next(r for r in records if r["variant"] == "ceiling")["expected"]["reciprocal"])
+    assert share.mean == pytest.approx(100 * grid.estimate("onesug", "MRR@16").mean / best)
+    assert table.filter(system="the onesug system")["all"].item().startswith(f"{share.mean:.1f} [")
+
+
+def test_headroom_recovered_is_zero_at_imitation_and_hundred_at_preference(records, grid):
+    table = tables.replay_table(records)
+    cells = {row["system"]: row["headroom recovered"] for row in table.to_dicts()}
+    assert cells["perfect imitation"] == "0.0 [0.0, 0.0]" and cells["perfect preference"] == "100.0 [100.0, 100.0]"
+    found = grid.share("onesug", "preference", "replay clicks", floor="imitation")
+    assert found.low < 100 * (0.9 + 1) / 3 < found.high, "the planted share"
+    without = tables.replay_table(fake_records(ceilings=False))
+    assert set(without["headroom recovered"]) == {"-"}
+
+
+def test_costs(records):
+    row = tables.cost_table(records).filter(system="the onesug system").row(0, named=True)
+    assert (row["seconds"], row["slowest stage"], row["peak memory (MB)"]) == (65.0, "supervised, 60.0 s", 900)
+
+
+def test_differences_say_from_which_records(records):
+    one = [record for record in records if record["seed"] == 0]
+    table = tables.differences({"fresh": one, "reference": records}, [("onesug", "sft"), ("onesug", "continued")])
+    assert table["records"].to_list() == ["fresh, 1 seed(s)"] * 2 + ["reference, 3 seed(s)"] * 2 + \
+        ["fresh, 1 seed(s)"] * 2 + ["reference, 3 seed(s)"] * 2  # fmt: skip
+    assert table["difference"][0] == "the onesug system − the sft system"
+    assert len(table["each seed"][2].split()) == 3
+    fresh, reference = (tables.compare(part, "onesug", "sft")["HR@16"] for part in (one, records))
+    assert tables.agree(fresh, reference)
+    assert not tables.agree(fresh, tables.compare(records, "sft", "onesug")["HR@16"])
+
+
+def test_verdicts_flip_with_the_records(records):
+    claim = [("the full model ranks better", "onesug", "sft")]
+    assert tables.verdicts(records, claim)["verdict"].item() == "held"
+    swapped = fake_records(EFFECTS | {"onesug": EFFECTS["sft"], "sft": EFFECTS["onesug"]})
+    assert tables.verdicts(swapped, claim)["verdict"].item() == "reversed"
+    assert tables.verdicts(fake_records(seeds=1), claim)["verdict"].item() == (
+        "direction only, 1 seed(s): not yet a finding"
+    )
+
+
+# ---------------------------------------------------------------- plot data
+def test_bars_leave_out_what_is_too_small(records):
+    data = frames.bars(records, "click", ["MRR@16"], ["head", "tail"])
+    assert set(data["band"]) == {"head", "tail"} and set(data["metric"]) == {"MRR@16"}
+    few = fake_records({"sft": 0.0}, rows=3, ceilings=False)
+    for record in few:
+        record["clicks"]["training_clicks"] = [0, 0, 500]
+    assert frames.bars(few, "click", ["HR@16"], ["head", "tail"])["band"].to_list() == ["tail"]
+
+
+def test_a_waterfall_adds_up(records, grid):
+    steps = ["popularity", "sft", "sft_pre", "onesug"]
+    data = frames.waterfall_frame(records, steps)
+    assert data["label"].to_list() == [grid.labels[name] for name in steps]
+    # the first step is over every seed of the generator, so the sum ends at its mean over seeds
+    assert data["change"].sum() == pytest.approx(grid.estimate("onesug", "MRR@16").mean)
+
+
+def test_differences_carry_the_published_figure(records):
+    data = frames.difference_frame(records, [("onesug", "sft_pre"), ("onesug", "continued")])
+    assert data["published"].to_list() == [2.38, 5.75, None, None]
+    assert data["each_seed"].list.len().to_list() == [3] * 4
+    assert frames.difference_frame(records, [("onesug", "dpo")], ["replay clicks"])["published"].to_list() == [None]
+
+
+def test_paper_frame_has_the_rows_that_the_paper_prints(records):
+    data = frames.paper_frame(records, ["click HR@16", "order HR@16"])
+    ablated = data.filter(label="the without_pre system")
+    assert ablated["metric"].to_list() == ["click HR@16"] and ablated["paper"].to_list() == [78.46]
+    assert "the popularity system" not in data["label"]
+
+
+def test_curves_take_a_point_from_each_grid(records):
+    short = [record for record in fake_records(seed=5) if record["variant"] != "without_pre"]
+    points = [(100, short), (400, records)]
+    data = frames.curve_frame(points, ["onesug", "without_pre"])
+    assert data.filter(label="the onesug system")["x"].to_list() == [100, 400]
+    assert data.filter(label="the without_pre system")["x"].to_list() == [400]
+    less = frames.curve_frame(points, ["onesug"], minus="continued")
+    assert less["label"].unique().to_list() == ["the onesug system − the continued system"] and len(less) == 2
+
+
+def test_watch_and_replay_frames(records):
+    watch = frames.watch_frame(
+        records, ["popularity", "onesug"], {"chosen_log_ratio": "nats", "unknown_share": "unknown", "absent": "x"}
+    )
+    assert watch["label"].unique().to_list() == ["the onesug system"]
+    assert watch.filter(panel="nats").height == 30 and watch.filter(panel="unknown").height == 29
+    both = frames.replay_frame(records)
+    assert both["label"].to_list() == [f"the {name} system" for name in EFFECTS], "neither ceiling was seen by both"
+    assert (both["replay_low"] <= both["replay"]).all() and (both["logged"] <= both["logged_high"]).all()

@@ -1,0 +1,274 @@
+"""The claims of the paper, and the verdict that a grid's records give on each, worked out by one rule.
+
+The claims are data, in ``claims.yaml``. A claim is tested by one or more measurements, differences of two systems on a
+metric and a slice, each with an interval over requests and seeds (:mod:`onesug_lite.significance`).
+
+A **measurement**, with the paper's sign as the positive one, is
+
+- *reproduced*: the interval lies above zero, at least three seeds were run and all agree in sign, and the difference is
+  between half and twice the published one, where a figure is published;
+- *direction only*: the interval lies above zero, and one of the rest is missing;
+- *reversed*: the interval lies below zero;
+- *not found*: the interval holds zero.
+
+Where the claim is that two systems are alike within some points, it is *reproduced* when the interval lies inside them
+(*direction only* with fewer than three seeds), *reversed* when it lies outside, *not found* else.
+
+A **claim** is *reproduced* when all its measurements are; *direction only* when all point the paper's way; *only under*
+some when some do; *reversed* when none does and one is reversed; *not found* else. A calculation that holds under some
+readings alone is *only under* those. What records cannot answer *cannot be tested here*, or *yet*; where they are
+missing there is *no record yet*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import yaml
+
+from onesug_lite.records import METRICS, Grid, read_records
+from onesug_lite.significance import Estimate
+
+ENOUGH_SEEDS = 3
+FACTOR = 2.0  # of the published difference, up or down, within which a magnitude is reproduced
+CELLS = ("click HR@16", "click MRR@16", "order HR@16", "order MRR@16")
+"""Columns of the paper's offline table: slice and metric."""
+
+REPRODUCED, DIRECTION, REVERSED, NOT_FOUND = "reproduced", "direction only", "reversed", "not found"
+NO_RECORD = "no record yet"
+HOLDS = (REPRODUCED, DIRECTION)
+
+
+class Measurement(NamedTuple):
+    """One number that a claim is judged by.
+
+    Attributes:
+        first: system.
+        second: system that is subtracted.
+        cell: metric and slice.
+        estimate: in points; none where a record is missing.
+        published: the paper's number, none where it prints none.
+        verdict: by the rule above.
+        condition: what to call it where only some of a claim's measurements hold.
+        required: whether the claim waits for it where its records are missing.
+    """
+
+    first: str
+    second: str
+    cell: str
+    estimate: Estimate | None
+    published: float | None
+    verdict: str
+    condition: str
+    required: bool = True
+
+
+class Entry(NamedTuple):
+    """A claim with its verdict and what that rests on."""
+
+    section: str
+    claim: Mapping
+    verdict: str
+    measurements: tuple[Measurement, ...] = ()
+
+
+@cache
+def load_claims() -> dict:
+    """What ``claims.yaml`` holds: ``chapters``, ``published``, ``removed`` and ``claims`` by section."""
+    return yaml.safe_load((files("onesug_lite") / "claims.yaml").read_text(encoding="utf-8"))
+
+
+def published_row(variant: str) -> tuple[str, dict[str, float]]:
+    """The paper's name of a system and its scores in per cent by cell of the offline table; empty where it has none.
+
+    The row of an ablation is the full model's less what the paper says it loses.
+    """
+    data = load_claims()
+    if variant in data["published"]:
+        row = data["published"][variant]
+        return row["name"], dict(zip(CELLS, row["scores"], strict=True))
+    if variant in data["removed"]:
+        row, full = data["removed"][variant], data["published"]["onesug"]["scores"]
+        return row["name"], {cell: round(a + b, 2) for cell, a, b in zip(CELLS, full, row["scores"], strict=False)}
+    return "", {}
+
+
+def published_difference(first: str, second: str, cell: str) -> float | None:
+    """What the paper prints for first minus second on a cell of its table, in points."""
+    a, b = (published_row(variant)[1] for variant in (first, second))
+    return round(a[cell] - b[cell], 2) if cell in a and cell in b else None
+
+
+def judge(estimate: Estimate, published: float | None = None, within: float | None = None) -> str:
+    """The verdict of one measurement.
+
+    Args:
+        estimate: above zero where the claim holds.
+        published: the paper's number.
+        within: points inside which the two count as alike; then the claim is that they are.
+    """
+    seeds = estimate.each_seed
+    if np.isnan(estimate.low):  # too few rows in the slice to say
+        return NO_RECORD
+    if within is not None:
+        if -within < estimate.low and estimate.high < within:
+            return REPRODUCED if len(seeds) >= ENOUGH_SEEDS else DIRECTION
+        return REVERSED if estimate.low > within or estimate.high < -within else NOT_FOUND
+    if estimate.high < 0:
+        return REVERSED
+    if not estimate.low > 0:
+        return NOT_FOUND
+    sure = len(seeds) >= ENOUGH_SEEDS and min(seeds) > 0
+    near = published is None or published / FACTOR <= estimate.mean <= published * FACTOR
+    return REPRODUCED if sure and near else DIRECTION
+
+
+def conclude(measurements: Sequence[Measurement]) -> str:
+    """The verdict of a claim from those of its measurements."""
+    parts = [part for part in measurements if part.verdict != NO_RECORD]
+    if not parts or any(part.verdict == NO_RECORD and part.required for part in measurements):
+        return NO_RECORD
+    verdicts = [part.verdict for part in parts]
+    if all(verdict == REPRODUCED for verdict in verdicts):
+        return REPRODUCED
+    if all(verdict in HOLDS for verdict in verdicts):
+        return DIRECTION
+    if any(verdict in HOLDS for verdict in verdicts):
+        return "only under: " + "; ".join(_conditions(parts))
+    return REVERSED if REVERSED in verdicts else NOT_FOUND
+
+
+def _conditions(parts: Sequence[Measurement]) -> list[str]:
+    """Comparisons that hold on every metric by their name; of the others, the metrics that do."""
+    found = []
+    names = list(dict.fromkeys(part.condition for part in parts))
+    for name in names:
+        own = [part for part in parts if part.condition == name]
+        holding = [part for part in own if part.verdict in HOLDS]
+        if not holding:
+            continue
+        cells = "" if len(holding) == len(own) else " and ".join(part.cell for part in holding)
+        found.append(", ".join(text for text in (name if len(names) > 1 else "", cells) if text))
+    return found
+
+
+def measure(test: Mapping, grid: Grid | None, label: str = "") -> list[Measurement]:
+    """Measure one comparison of a claim on each of its metrics.
+
+    Args:
+        test: one of a claim's ``tests``.
+        grid: the records; none where there are none.
+        label: name of the records where they are not the claim's main ones.
+    """
+    first, second = test["first"], test["second"]
+    condition = test.get("condition") or label or f"{first} against {second}"
+    here, there = test.get("where", ""), test.get("than", "")
+    slices = (f" on {here}" if here else "") + (f", more than on {there}" if there else "")
+    found = []
+    for cell in test.get("metrics", CELLS if _in_table(first, second) else CELLS[:2]):
+        rows, metric = ("", cell) if cell in METRICS else cell.split(" ", 1)
+        published = test.get("published", {}).get(cell)
+        if published is None and not slices:
+            published = published_difference(first, second, cell)
+        estimate, verdict = None, NO_RECORD
+        if grid is not None and grid.has(first, metric) and grid.has(second, metric):
+            than = f"{rows} {there}".strip() if there else ""
+            estimate = grid.difference(first, second, metric, f"{rows} {here}".strip(), than)
+            verdict = judge(estimate, published, test.get("within"))
+        required = "under" not in test
+        found.append(Measurement(first, second, cell + slices, estimate, published, verdict, condition, required))
+    return found
+
+
+def _in_table(first: str, second: str) -> bool:
+    """Whether the paper prints all four columns for both."""
+    return all(len(published_row(variant)[1]) == len(CELLS) for variant in (first, second))
+
+
+# ---------------------------------------------------------------- calculations
+def one_rejected_query() -> dict[str, bool]:
+    """For each reading of the hinge, whether both losses agree on one rejected query, to 1e-6, wherever it stands."""
+    import torch
+
+    from onesug_lite.losses import PreferenceConfig, listwise_loss, pairwise_loss
+
+    rejected = torch.linspace(-6, 6, 49)[:, None]
+    inputs = torch.zeros(49), rejected, torch.full_like(rejected, 2.0)
+    names = {"violated": "the hinge on the violated side", "none": "no hinge", "printed": "the hinge as printed"}
+    return {
+        name: torch.allclose(
+            pairwise_loss(*inputs, config).loss, listwise_loss(*inputs, config).loss, rtol=0, atol=1e-6
+        )
+        for hinge, name in names.items()
+        for config in [PreferenceConfig(hinge=hinge)]
+    }
+
+
+def released_scores() -> dict[str, bool]:
+    """For each reading of the click rate, whether some rate between 0 and 1 gives the released scores 0.97 and 0.47.
+
+    They belong to a query click and a shown query, whose levels weigh 1.0 and 0.5.
+    """
+    from onesug_lite.reward import RewardConfig, reward
+
+    rates = np.linspace(0, 1, 1001)
+    names = {"plain": "the plain click rate", "centred": "a click rate less its mean"}
+    return {
+        name: all(
+            np.abs(reward(np.array(level), rates, 0.2, RewardConfig(ctr_factor=factor)) - score).min() < 5e-3
+            for level, score in ((1.0, 0.97), (0.5, 0.47))
+        )
+        for factor, name in names.items()
+    }
+
+
+IDENTITIES: dict[str, Callable[[], dict[str, bool]]] = {
+    function.__name__: function for function in (one_rejected_query, released_scores)
+}
+
+
+def judge_claims(folder: str | Path) -> list[Entry]:
+    """Every claim with its verdict.
+
+    Args:
+        folder: records of a grid; records under conditions that a claim names lie in folders below it. Missing ones
+            leave claims without a record.
+
+    Raises:
+        ValueError: records that cannot be compared.
+    """
+    grids: dict[str, Grid | None] = {}
+
+    def grid(name: str) -> Grid | None:
+        if name not in grids:
+            records = read_records(Path(folder) / name)
+            grids[name] = Grid(records) if records else None
+        return grids[name]
+
+    entries = []
+    for section, claims in load_claims()["claims"].items():
+        for claim in claims:
+            if "untested" in claim:
+                entries.append(Entry(section, claim, f"cannot be tested {claim['verdict']}"))
+            elif "identity" in claim:
+                entries.append(Entry(section, claim, _conclude_identity(IDENTITIES[claim["identity"]]())))
+            else:
+                parts = [
+                    part
+                    for test in claim["tests"]
+                    for part in measure(test, grid(test.get("under", "")), test.get("under", ""))
+                ]
+                entries.append(Entry(section, claim, conclude(parts), tuple(parts)))
+    return entries
+
+
+def _conclude_identity(readings: Mapping[str, bool]) -> str:
+    holding = [name for name, holds in readings.items() if holds]
+    if len(holding) == len(readings):
+        return REPRODUCED
+    return "only under: " + "; ".join(holding) if holding else NOT_FOUND

@@ -1,0 +1,188 @@
+"""Plot data: from the records of a grid to the frames that :mod:`onesug_lite.result_figures` draws.
+
+Numbers are per cent, points, or per 100 requests, with 95 % intervals over requests and training seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import polars as pl
+
+from onesug_lite.claims import CELLS, published_difference, published_row
+from onesug_lite.records import RANKING, Records, as_grid
+from onesug_lite.significance import Estimate
+
+
+def _ends(estimate: Estimate) -> dict[str, float]:
+    return {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
+
+
+def bars(
+    records: Records, rows: str = "click", names: Sequence[str] = RANKING, bands: Sequence[str] = ("all",)
+) -> pl.DataFrame:
+    """For ``forest`` and ``bands``: ``label``, ``metric``, ``band``, ``mean``, ``low``, ``high``.
+
+    A cell with too few rows is left out.
+
+    Args:
+        records: of a grid.
+        rows: ``click`` or ``order``.
+        names: ranking metrics.
+        bands: slices.
+    """
+    grid = as_grid(records)
+    cells = [
+        {"label": grid.labels[name], "metric": metric, "band": band} | _ends(grid.estimate(name, metric, where))
+        for name in grid.runs
+        for metric in names
+        if grid.has(name, metric)
+        for band in bands
+        for where in [f"{rows} {band}"]
+    ]
+    return pl.DataFrame(cells).filter(pl.col("low").is_not_nan())
+
+
+def difference_frame(
+    records: Records,
+    pairs: Sequence[tuple[str, str]],
+    metrics: Sequence[str] = RANKING,
+    where: str = "click",
+    labels: Sequence[str] | None = None,
+) -> pl.DataFrame:
+    """For ``differences``: ``label``, ``metric``, ``mean``, ``low``, ``high``, ``each_seed``, ``published``.
+
+    Args:
+        records: of a grid.
+        pairs: (first, second), second is subtracted.
+        metrics: ranking or replay metrics.
+        where: slice; the paper's figures are for ``click`` and ``order``.
+        labels: names of the pairs; by default "first − second".
+    """
+    grid = as_grid(records)
+    names = labels or [f"{grid.labels[first]} − {grid.labels[second]}" for first, second in pairs]
+    rows = [
+        {"label": label, "metric": metric}
+        | _ends(gap)
+        | {
+            "each_seed": list(gap.each_seed),
+            "published": published_difference(first, second, f"{where} {metric}"),
+        }
+        for label, (first, second) in zip(names, pairs, strict=True)
+        for metric in metrics
+        for gap in [grid.difference(first, second, metric, where if metric in RANKING else "all")]
+    ]
+    return pl.DataFrame(rows, schema_overrides={"published": pl.Float64})
+
+
+def waterfall_frame(records: Records, steps: Sequence[str], metric: str = RANKING[1]) -> pl.DataFrame:
+    """For ``waterfall``: the first system's level, then what each further one adds to the one before it.
+
+    Args:
+        records: of a grid.
+        steps: variants in order.
+        metric: one of the metrics.
+
+    Returns:
+        ``label``, ``change``, ``low``, ``high``.
+    """
+    grid = as_grid(records)
+    found = [grid.estimate(steps[0], metric)]
+    found += [grid.difference(after, before, metric) for before, after in zip(steps, steps[1:], strict=False)]
+    return pl.DataFrame(
+        [
+            {"label": grid.labels[name], "change": value.mean, "low": value.low, "high": value.high}
+            for name, value in zip(steps, found, strict=True)
+        ]
+    )
+
+
+def paper_frame(records: Records, cells: Sequence[str] = CELLS) -> pl.DataFrame:
+    """For ``paper_beside_ours``: systems that the paper has a row for; ``label``, ``metric``, ``paper``, our interval.
+
+    Args:
+        records: of a grid.
+        cells: of the paper's table, such as ``click HR@16``.
+    """
+    grid = as_grid(records)
+    rows = []
+    for name in grid.runs:
+        scores = published_row(name)[1]
+        for cell in cells:
+            where, metric = cell.split(" ")
+            if cell in scores and grid.has(name, metric):
+                row = {"label": grid.labels[name], "metric": cell, "paper": scores[cell]}
+                rows.append(row | _ends(grid.estimate(name, metric, where)))
+    return pl.DataFrame(rows)
+
+
+def curve_frame(
+    points: Sequence[tuple[float, Records]],
+    variants: Sequence[str],
+    metric: str = RANKING[1],
+    minus: str = "",
+    where: str = "all",
+) -> pl.DataFrame:
+    """For ``budget_curves``: a metric over several grids; ``label``, ``x``, ``mean``, ``low``, ``high``.
+
+    Args:
+        points: the budget or knob of each grid, with its records.
+        variants: a line each; a grid that lacks one leaves its point out.
+        metric: one of the metrics.
+        minus: a system to subtract.
+        where: slice.
+    """
+    rows = []
+    for x, records in points:
+        grid = as_grid(records)
+        for name in variants:
+            if not grid.has(name, metric) or (minus and not grid.has(minus, metric)):
+                continue
+            value = grid.difference(name, minus, metric, where) if minus else grid.estimate(name, metric, where)
+            label = f"{grid.labels[name]} − {grid.labels[minus]}" if minus else grid.labels[name]
+            rows.append({"label": label, "x": float(x)} | _ends(value))
+    return pl.DataFrame(rows)
+
+
+def watch_frame(
+    records: Records, variants: Sequence[str], panels: Mapping[str, str], stage: str = "preference"
+) -> pl.DataFrame:
+    """For ``training_watch``: training curves of the lowest seed; ``panel``, ``label``, ``step``, ``value``.
+
+    Args:
+        records: of a grid.
+        variants: a line each; one without the stage or the quantity is left out.
+        panels: quantity of the curves -> name of its panel with the unit.
+        stage: ``supervised`` or ``preference``.
+    """
+    grid = as_grid(records)
+    rows = []
+    for quantity, panel in panels.items():
+        for name in variants:
+            curves = grid.runs[name][min(grid.runs[name])].get("curves", {}).get(stage, {})
+            rows += [
+                {"panel": panel, "label": grid.labels[name], "step": step, "value": float(value)}
+                for step, value in zip(curves.get("step", []), curves.get(quantity, []), strict=False)
+                if value is not None
+            ]
+    return pl.DataFrame(rows)
+
+
+def replay_frame(records: Records, logged: str = RANKING[1], replay: str = "replay clicks") -> pl.DataFrame:
+    """For ``replay_against_log``: systems that both judges saw, with the intervals of both.
+
+    Args:
+        records: of a grid.
+        logged: ranking metric on held-out clicks.
+        replay: metric of the replay.
+    """
+    grid = as_grid(records)
+    rows = []
+    for name in grid.runs:
+        if grid.has(name, logged) and grid.has(name, replay):
+            row = {"label": grid.labels[name]}
+            for judge, metric in (("logged", logged), ("replay", replay)):
+                mean, low, high, *_ = grid.estimate(name, metric)
+                row |= {judge: mean, f"{judge}_low": low, f"{judge}_high": high}
+            rows.append(row)
+    return pl.DataFrame(rows)
