@@ -305,6 +305,8 @@ def save_generator(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, f
 def load_generator(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Read what ``save_generator`` wrote, or any Hugging Face model of either kind on disk.
 
+    Beside a config of Qwen's, transformers takes any tokeniser for Qwen's own; keep ours in a folder apart.
+
     Args:
         folder: with config.json, the weights and the tokeniser.
 

@@ -317,14 +317,16 @@ class Pipeline:
 
         def train(work: Path):
             sets = self.preference_sets
-            model, tokenizer = load_generator(seed_model / "generator")
+            model, _ = load_generator(seed_model / "generator")
             rows = sets.rows.rename({"chosen": "query"})
             if self.sizes.prompt.ids:
                 rows = rows.join(
                     self.log.requests.select("request_id", "user_id"), on="request_id", maintain_order="left"
                 )
             prompts, trie = self.prompts(rows, pre), self.trie if config.known else None
-            return train_preference(model, sets, prompts, tokenizer, config, self.seed, work, self.sizes.prompt, trie)
+            return train_preference(
+                model, sets, prompts, self.tokenizer, config, self.seed, work, self.sizes.prompt, trie
+            )
 
         inputs = {"seed model": seed_model.name, "reward": repr(self.sizes.reward)}
         return self._generator("preference", pre, config, inputs, ["preference", "reward"], train)
@@ -375,9 +377,9 @@ class Pipeline:
             return PopularityCompletion(self.click_counts)
         if row.system == "cascade":
             return Cascade.load(road.cascade_folder)
-        model, tokenizer = load_generator(self.trained(row).folder / "generator")
+        model, _ = load_generator(self.trained(row).folder / "generator")
         search = road.search if row.pre else None
-        return OneSugPolicy(model, tokenizer, search, road.sizes.prompt, road.sizes.decode, self.queries)
+        return OneSugPolicy(model, road.tokenizer, search, road.sizes.prompt, road.sizes.decode, self.queries)
 
     def held_out(self, days: str = "test") -> pl.DataFrame:
         """Clicked rows that every system answers: one fixed sample of the test (or validation) days.

@@ -121,6 +121,8 @@ class OneSugPolicy:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         save_generator(self.model, self.tokenizer, new / "generator")
+        # Apart from the model: beside a config of Qwen's, transformers reads any tokeniser as Qwen's own.
+        self.tokenizer.save_pretrained(new / "tokenizer")
         if self.search is not None:
             self.search.save(new / "search")
         if self.known:
@@ -148,11 +150,14 @@ class OneSugPolicy:
         Raises:
             PolicyError: there is none at ``folder``.
         """
+        from transformers import AutoTokenizer
+
         folder = Path(folder)
         if not (folder / "policy.json").is_file():
             raise PolicyError(f"no trained suggester at '{folder}'; make one with: onesug train LOG --out {folder}")
         settings = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
-        model, tokenizer = load_generator(folder / "generator")
+        model, _ = load_generator(folder / "generator")
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         search = PrefixSearch.load(folder / "search") if settings["related_queries"] else None
         prompt, decode = PromptConfig(**settings["prompt"]), DecodeConfig(**settings["decode"])
         known = pl.read_parquet(folder / "known.parquet")["query"].to_list() if decode.known else ()

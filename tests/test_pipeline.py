@@ -73,6 +73,12 @@ def test_every_row_changes_settings_that_exist():
         assert (changed == sizes("smoke")) == (not row.changes)
 
 
+def test_training_teaches_a_decoder_only_model_too(road):
+    """It answers about as well as its sibling: read with another tokeniser than it was trained with it could not."""
+    hits = {name: (road.evaluate(name)["rank"] > 0).mean() for name in ("sft_pre", "decoder_only")}
+    assert hits["decoder_only"] > 0.5 * hits["sft_pre"]
+
+
 def test_a_changed_setting_leaves_other_rows_alone(road):
     row = VARIANTS["without_history"]
     other = dataclasses.replace(row, changes={"prompt.history": 1})
@@ -112,8 +118,9 @@ def test_training_beats_an_untrained_generator(road):
     assert (trained["rank"] > 0).mean() > untrained + 0.1
 
 
-def test_policy_survives_saving(road, tmp_path):
-    policy = road.policy("onesug")
+@pytest.mark.parametrize("name", ["onesug", "decoder_only", "known", "ids"])
+def test_policy_survives_saving(road, tmp_path, name):
+    policy = road.policy(name)
     policy.save(tmp_path / "model")
     again = OneSugPolicy.load(tmp_path / "model")
     for prefix in ("app", "zzq x"):  # the second was never typed: the encoder has to place it
