@@ -25,6 +25,8 @@ BOOK := build/book
 HTML := $(BOOK)/out/_build/html
 NOTEBOOKS := $(sort $(wildcard notebooks/0*.ipynb)) $(sort $(wildcard notebooks/m*.ipynb))
 BENCHMARKS := $(sort $(wildcard benchmarks/[a-z]*.py))
+# the committed reference run of a profile, or what chapter 6 has just made
+RECORDS := $(if $(wildcard results/$(PROFILE)/*.json),results/$(PROFILE),build/records/$(PROFILE))
 TORCH_PIN := $(shell sed -n 's/^torch==//p' requirements.lock)
 
 export TOKENIZERS_PARALLELISM := false
@@ -73,6 +75,7 @@ book: $(INSTALLED) ## run every chapter and render the book; ends with the path 
 html: $(INSTALLED) ## render the chapters that are in build/book again, after a change of text
 	@rm -rf $(BOOK)/book && cp -R book $(BOOK)/book && cp _config.yml $(BOOK)/_config.yml
 	"$(BIN)python" -m data_synth.card --profile $(PROFILE) --store build/store --out $(BOOK)/book/data_card.md
+	"$(BIN)python" -m onesug_lite.ledger --records $(RECORDS) --out $(BOOK)/book/ledger.md
 	cd $(BOOK) && "$(abspath $(BIN))/jupyter-book" build . --config _config.yml --toc book/_toc.yml \
 		--path-output out -W --keep-going --all --quiet
 	@echo && echo "The book: $(CURDIR)/$(HTML)/index.html"

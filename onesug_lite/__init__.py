@@ -1,8 +1,8 @@
 """OneSug-lite: generative query suggestion, one stage a module.
 
 Data flows one way: ``log`` -> ``pairs`` -> ``align`` -> ``rqvae`` -> ``sid_search`` -> ``prompt`` -> ``generator``
--> ``reward`` -> ``preference`` -> ``decode`` -> ``policy`` -> ``metrics``. ``pipeline`` chains the stages and ``store``
-keeps their results.
+-> ``reward`` -> ``preference`` -> ``decode`` -> ``policy`` -> ``metrics``; ``cascade`` is the baseline beside them.
+``pipeline`` chains the stages and ``store`` keeps their results.
 """
 
 import os

@@ -75,6 +75,12 @@ class Grid:
             raise ValueError("no records; make them with: make grid")
         self.runs: dict[str, dict[int, Mapping]] = {}
         for record in records:
+            missing = sorted({"label", "profile", "log"} - set(record))
+            if missing:
+                name = f"{record['variant']}-seed{record['seed']}.json"
+                raise ValueError(
+                    f"record {name} has no '{missing[0]}', it is of an older grid; make it again: make grid"
+                )
             seeds = self.runs.setdefault(record["variant"], {})
             if record["seed"] in seeds:
                 raise ValueError(f"two records of variant '{record['variant']}' with seed {record['seed']}; keep one")

@@ -16,7 +16,7 @@ from onesug_lite.records import METRICS, Grid
 from onesug_lite.significance import Estimate
 
 ROOT = Path(__file__).resolve().parents[1]
-ALL = EFFECTS | {"decoder_only": 0.7, "ids": 0.3, "without_weights": 0.85, "without_history": 0.1,
+ALL = EFFECTS | {"decoder_only": 0.7, "ids": -0.4, "without_weights": 0.85, "without_history": 0.1,
                  "without_profile": 0.6, "nearest": 0.9}  # fmt: skip
 
 
