@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import polars as pl
 
+from onesug_lite.folders import replacing
 from onesug_lite.pairs import Pairs
 
 if TYPE_CHECKING:
@@ -147,15 +146,9 @@ def train_encoder(pairs: Pairs, config: AlignConfig, seed: int, out: Path) -> Al
             schema={"step": pl.Int64, "loss": pl.Float64},
             orient="row",
         )
-        out = Path(out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        # Written beside its place and renamed, so that an interrupt leaves no half encoder there.
-        with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as beside:
-            save_encoder(encoder.eval(), Path(beside) / "encoder")
-            if out.exists():
-                shutil.rmtree(out)
-            os.replace(Path(beside) / "encoder", out)
-    return AlignResult(history, out)
+        with replacing(out) as fresh:
+            save_encoder(encoder.eval(), fresh)
+    return AlignResult(history, Path(out))
 
 
 def draw_batches(

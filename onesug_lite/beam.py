@@ -55,6 +55,11 @@ class DecodeConfig:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
 
 
+def searchable(model: PreTrainedModel) -> bool:
+    """Whether our search knows the architecture: BART, or any decoder-only model."""
+    return not model.config.is_encoder_decoder or model.config.model_type == "bart"
+
+
 def check_trie(config: DecodeConfig, trie: Trie | None) -> None:
     """Refuse a trie that the config does not ask for, and the reverse.
 
@@ -104,7 +109,7 @@ class BeamSearcher:
 
     def __init__(self, model: PreTrainedModel, config: DecodeConfig, trie: Trie | None = None):
         shape = model.config
-        if shape.is_encoder_decoder and shape.model_type != "bart":
+        if not searchable(model):
             raise ValueError(
                 f"beam_search knows the architecture 'bart' and the model is {shape.model_type!r}; "
                 "use reference_search, which takes any encoder-decoder"

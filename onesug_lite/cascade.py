@@ -14,14 +14,12 @@ through, and :func:`survival` says how many of the clicked queries were lost whe
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -29,9 +27,11 @@ import polars as pl
 import torch
 
 from onesug_lite.features import CHEAP, CascadeConfig, Features, Requests, Tally, tokenise
+from onesug_lite.folders import replacing
 from onesug_lite.prompt import clean
 from onesug_lite.rankers import DCN, DIN, batch_of
 from onesug_lite.recall import Recall
+from onesug_lite.requests import history_and_profile, one_request
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -110,9 +110,7 @@ class Cascade:
 
     def suggest(self, prefix: str, history: Sequence[str] = (), profile: Sequence[str] = ()) -> list[tuple[str, float]]:
         """One request: ranked queries, each with the click probability that DIN gives it."""
-        schema = {"prefix": pl.String, "history": pl.List(pl.String), "profile": pl.List(pl.String)}
-        frame = pl.DataFrame({"prefix": [prefix], "history": [list(history)], "profile": [list(profile)]}, schema)
-        stages = self.stages(frame)
+        stages = self.stages(one_request(prefix, history, profile))
         return list(zip(stages.ranked[0], stages.scores[0], strict=True))
 
     def stages(self, requests: pl.DataFrame, batch_size: int = 128) -> Stages:
@@ -153,11 +151,7 @@ class Cascade:
             days: ``int64`` (B,) day of each training request; None when serving, after all training days.
         """
         prefixes = [clean((text or "")[: self.config.max_prefix_chars]) for text in requests["prefix"].to_list()]
-        missing = [None] * len(prefixes)
-        histories, profiles = (
-            [row or [] for row in (requests[name].to_list() if name in requests.columns else missing)]
-            for name in ("history", "profile")
-        )
+        histories, profiles = history_and_profile(requests)
         histories = [row[: -self.config.history - 1 : -1] for row in histories]  # newest first
         cleaned = {text: clean(text) for row in (*histories, *profiles) for text in row}
         # Texts beside the pool are numbered from Q on, for this batch alone.
@@ -202,12 +196,7 @@ class Cascade:
 
         from onesug_lite.align import save_encoder
 
-        folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Written beside its place and renamed, so that an interrupt leaves no half cascade there.
-        with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
-            new = Path(beside) / "cascade"
-            new.mkdir()
+        with replacing(folder) as new:
             recall = self.recall
             pl.DataFrame({"query": recall.queries}).write_parquet(new / "queries.parquet")
             pl.DataFrame({"prefix": recall.prefixes}).write_parquet(new / "prefixes.parquet")
@@ -227,9 +216,6 @@ class Cascade:
                 save_encoder(self.encoder, new / "encoder")
             else:  # loaded from a folder and never needed: copy it unread
                 shutil.copytree(self._folder / "encoder", new / "encoder")
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.replace(new, folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> Cascade:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onesug_lite.beam import Beams, BeamSearcher, DecodeConfig, check_trie
+from onesug_lite.beam import Beams, BeamSearcher, DecodeConfig, check_trie, searchable
 from onesug_lite.beam import beam_search as beam_search  # callers find all of decoding here
 from onesug_lite.generator import Prompt, collate_prompts, prompt_vectors
 from onesug_lite.packed import IMPOSSIBLE
@@ -124,10 +124,9 @@ def prepare(
         config: width and depth.
         trie: of the known queries, for ``config.known``.
     """
-    if isinstance(model, BeamSearcher):
+    if isinstance(model, BeamSearcher) or not searchable(model):
         return model
-    other = model.config.is_encoder_decoder and model.config.model_type != "bart"
-    return model if other else BeamSearcher(model, config, trie)
+    return BeamSearcher(model, config, trie)
 
 
 def suggest_queries(

@@ -9,8 +9,6 @@ Source: paper, section "One encoder-decoder" (BART-base online, Qwen2.5 offline)
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,12 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onesug_lite.folders import replacing
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Fused attention is slow backwards in bf16 on a CPU: on two cores a training step of the lite model takes
 # twice as long with torch's fused kernel as with the plain softmax(QK')V, and twice as long again in fp32.
 ATTENTION = "eager"
+TOKENIZER = "tokenizer"  # folder of the tokeniser inside that of a saved model
 ARCHITECTURES = ("encoder-decoder", "decoder-only")
 
 Prompt = Sequence[int] | Sequence[Sequence[int]]
@@ -283,29 +284,15 @@ def save_generator(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, f
     Returns:
         The folder.
     """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    stale = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    for leftover in (fresh, stale):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        with quiet():
-            model.save_pretrained(fresh)
-            tokenizer.save_pretrained(fresh)
-        if folder.exists():
-            os.replace(folder, stale)
-        os.replace(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(stale, ignore_errors=True)
-    return folder
+    with replacing(folder) as fresh, quiet():
+        model.save_pretrained(fresh)
+        # Apart from the model: beside a config of Qwen's, transformers reads any tokeniser as Qwen's own.
+        tokenizer.save_pretrained(fresh / TOKENIZER)
+    return Path(folder)
 
 
 def load_generator(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Read what ``save_generator`` wrote, or any Hugging Face model of either kind on disk.
-
-    Beside a config of Qwen's, transformers takes any tokeniser for Qwen's own; keep ours in a folder apart.
 
     Args:
         folder: with config.json, the weights and the tokeniser.
@@ -316,14 +303,19 @@ def load_generator(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     Raises:
         FileNotFoundError: when the folder holds no model.
     """
-    from transformers import AutoTokenizer
-
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json; expected a folder written by save_generator")
+    return _plain_decoding(_read(folder)), load_tokenizer(folder)
+
+
+def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
+    """The tokeniser of what ``save_generator`` wrote, or of any Hugging Face checkpoint."""
+    from transformers import AutoTokenizer
+
+    own = Path(checkpoint) / TOKENIZER
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    return _plain_decoding(_read(folder)), tokenizer
+        return AutoTokenizer.from_pretrained(own if own.is_dir() else checkpoint)
 
 
 def _read(folder: str | Path) -> PreTrainedModel:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import joblib
@@ -140,26 +141,30 @@ def record_key(name: str, seed: int, profile: str) -> str:
         ValueError: unknown variant or profile.
     """
     row = variant(name)
-    code = code_fingerprint(["pipeline", "tables"])
-    for data in ("variants", "profiles"):  # their content counts by what it says of this row
-        code.pop(f"onesug_lite.{data}", None)
-    market = {path.name: hash_file(path) for path in sorted((NOTEBOOKS.parent / "data_synth").glob("*.[py]*"))}
     told = {
         "row": {key: value for key, value in asdict(row).items() if key != "label"},
         "sizes": asdict(sizes(profile).changed(row.changes)),
         "seed": seed,
         "profile": profile,
-        "code": code,
-        "market": market,
-        "notebook": _sources(NOTEBOOKS / RUN),
-        "libraries": library_versions(),
+        "code": code_key(),
     }
+    return _digest(told)
+
+
+@cache
+def code_key() -> str:
+    """Fingerprint (32 hex digits) of what all records of a grid share: code of both packages and the run, libraries."""
+    code = code_fingerprint(["pipeline"])
+    for data in ("variants", "profiles"):  # their content counts by what it says of a row
+        code.pop(f"onesug_lite.{data}", None)
+    market = sorted(path for path in (NOTEBOOKS.parent / "data_synth").iterdir() if path.suffix in (".py", ".yaml"))
+    run = [cell.source for cell in nbformat.read(NOTEBOOKS / RUN, as_version=4).cells if cell.cell_type == "code"]
+    sums = {path.name: hash_file(path) for path in market}
+    return _digest({"code": code, "market": sums, "notebook": run, "libraries": library_versions()})
+
+
+def _digest(told: dict) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
-def _sources(path: Path) -> list[str]:
-    """Code of a notebook without its outputs."""
-    return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
 @contextmanager

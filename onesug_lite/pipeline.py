@@ -225,20 +225,19 @@ class Pipeline:
     @cached_property
     def tokenizer(self):
         """Subword tokeniser trained on the texts of the training days."""
-        from transformers import AutoTokenizer
-
+        from onesug_lite.generator import load_tokenizer
         from onesug_lite.prompt import train_tokenizer
 
         def build(out: Path, work: Path) -> None:
             if self.sizes.generator.checkpoint:
-                AutoTokenizer.from_pretrained(self.sizes.generator.checkpoint).save_pretrained(out)
+                load_tokenizer(self.sizes.generator.checkpoint).save_pretrained(out)
                 return
             texts = self.training_clicks["query"].to_list()
             texts += self.training_clicks["profile"].list.explode().drop_nulls().to_list()
             train_tokenizer(texts, self.sizes.prompt).save_pretrained(out)
 
         inputs = self._days() | {"checkpoint": str(self.sizes.generator.checkpoint)}
-        return AutoTokenizer.from_pretrained(self.store.get("tokenizer", self.sizes.prompt, inputs, ["prompt"], build))
+        return load_tokenizer(self.store.get("tokenizer", self.sizes.prompt, inputs, ["prompt"], build))
 
     def prompts(self, rows: pl.DataFrame, pre: bool) -> list[Prompt]:
         """Encoder input ids of training rows (columns prefix, history, profile and, with PRE, the clicked query)."""
@@ -317,16 +316,14 @@ class Pipeline:
 
         def train(work: Path):
             sets = self.preference_sets
-            model, _ = load_generator(seed_model / "generator")
+            model, tokenizer = load_generator(seed_model / "generator")
             rows = sets.rows.rename({"chosen": "query"})
             if self.sizes.prompt.ids:
                 rows = rows.join(
                     self.log.requests.select("request_id", "user_id"), on="request_id", maintain_order="left"
                 )
             prompts, trie = self.prompts(rows, pre), self.trie if config.known else None
-            return train_preference(
-                model, sets, prompts, self.tokenizer, config, self.seed, work, self.sizes.prompt, trie
-            )
+            return train_preference(model, sets, prompts, tokenizer, config, self.seed, work, self.sizes.prompt, trie)
 
         inputs = {"seed model": seed_model.name, "reward": repr(self.sizes.reward)}
         return self._generator("preference", pre, config, inputs, ["preference", "reward"], train)
@@ -334,10 +331,9 @@ class Pipeline:
     @cached_property
     def trie(self) -> Trie:
         """Trie of the queries of the training days."""
-        from onesug_lite.prompt import encode_queries
-        from onesug_lite.trie import Trie
+        from onesug_lite.trie import trie_of
 
-        return Trie(encode_queries(self.tokenizer, self.queries, self.sizes.prompt), len(self.tokenizer))
+        return trie_of(self.tokenizer, self.queries, self.sizes.prompt)
 
     # ---------------------------------------------------------------- cascade
     @cached_property
@@ -377,9 +373,9 @@ class Pipeline:
             return PopularityCompletion(self.click_counts)
         if row.system == "cascade":
             return Cascade.load(road.cascade_folder)
-        model, _ = load_generator(self.trained(row).folder / "generator")
+        model, tokenizer = load_generator(self.trained(row).folder / "generator")
         search = road.search if row.pre else None
-        return OneSugPolicy(model, road.tokenizer, search, road.sizes.prompt, road.sizes.decode, self.queries)
+        return OneSugPolicy(model, tokenizer, search, road.sizes.prompt, road.sizes.decode, self.queries)
 
     def held_out(self, days: str = "test") -> pl.DataFrame:
         """Clicked rows that every system answers: one fixed sample of the test (or validation) days.

@@ -7,8 +7,6 @@ code and can be saved to one folder, which is what ``onesug train`` writes and `
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -17,10 +15,12 @@ from pathlib import Path
 import polars as pl
 
 from onesug_lite.decode import DecodeConfig, prepare, suggest_queries
+from onesug_lite.folders import replacing
 from onesug_lite.generator import Prompt, load_generator, save_generator
-from onesug_lite.prompt import PromptConfig, build_prompts, clean, encode_queries
+from onesug_lite.prompt import PromptConfig, build_prompts, clean
+from onesug_lite.requests import history_and_profile, one_request
 from onesug_lite.sid_search import PrefixSearch
-from onesug_lite.trie import Trie
+from onesug_lite.trie import trie_of
 
 
 class PolicyError(ValueError):
@@ -58,9 +58,7 @@ class OneSugPolicy:
     @cached_property
     def _searcher(self):
         """The model as the search wants it, packed once and not at every request."""
-        trie = None
-        if self.decode.known:
-            trie = Trie(encode_queries(self.tokenizer, self.known, self.prompt), self.model.config.vocab_size)
+        trie = trie_of(self.tokenizer, self.known, self.prompt) if self.decode.known else None
         return prepare(self.model, self.decode, trie)
 
     def prompts(self, requests: pl.DataFrame) -> list[Prompt]:
@@ -74,11 +72,7 @@ class OneSugPolicy:
             PromptError: a prefix is empty or blank; the message names the row.
         """
         prefixes = requests["prefix"].to_list()
-        missing = [None] * len(requests)
-        histories, profiles = (
-            [row or [] for row in (requests[name].to_list() if name in requests.columns else missing)]
-            for name in ("history", "profile")
-        )
+        histories, profiles = history_and_profile(requests)
         related = None if self.search is None else self.search.related([clean(text or "") for text in prefixes])
         users = requests["user_id"].to_list() if self.prompt.ids and "user_id" in requests.columns else None
         return build_prompts(self.tokenizer, prefixes, related, histories, profiles, self.prompt, users)
@@ -102,11 +96,7 @@ class OneSugPolicy:
 
     def suggest(self, prefix: str, history: Sequence[str] = (), profile: Sequence[str] = ()) -> list[tuple[str, float]]:
         """One request; see :meth:`scored`."""
-        frame = pl.DataFrame(
-            {"prefix": [prefix], "history": [list(history)], "profile": [list(profile)]},
-            schema={"prefix": pl.String, "history": pl.List(pl.String), "profile": pl.List(pl.String)},
-        )
-        return self.scored(frame)[0]
+        return self.scored(one_request(prefix, history, profile))[0]
 
     def save(self, folder: str | Path) -> Path:
         """Write the policy to ``folder`` (a temporary name first, then renamed); an older policy there is replaced.
@@ -117,30 +107,18 @@ class OneSugPolicy:
         folder = Path(folder)
         if folder.exists() and any(folder.iterdir()) and not (folder / "policy.json").exists():
             raise PolicyError(f"'{folder}' is not empty and holds no policy; choose another folder")
-        new = folder.with_name(f".new-{folder.name}")
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        save_generator(self.model, self.tokenizer, new / "generator")
-        # Apart from the model: beside a config of Qwen's, transformers reads any tokeniser as Qwen's own.
-        self.tokenizer.save_pretrained(new / "tokenizer")
-        if self.search is not None:
-            self.search.save(new / "search")
-        if self.known:
-            pl.DataFrame({"query": self.known}).write_parquet(new / "known.parquet")
         settings = {
             "prompt": asdict(self.prompt),
             "decode": asdict(self.decode),
             "related_queries": self.search is not None,
         }
-        (new / "policy.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
-        if folder.exists():
-            old = folder.with_name(f".old-{folder.name}")
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(folder, old)
-            os.rename(new, folder)
-            shutil.rmtree(old)
-        else:
-            os.rename(new, folder)
+        with replacing(folder) as new:
+            save_generator(self.model, self.tokenizer, new / "generator")
+            if self.search is not None:
+                self.search.save(new / "search")
+            if self.known:
+                pl.DataFrame({"query": self.known}).write_parquet(new / "known.parquet")
+            (new / "policy.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
         return folder
 
     @classmethod
@@ -150,14 +128,11 @@ class OneSugPolicy:
         Raises:
             PolicyError: there is none at ``folder``.
         """
-        from transformers import AutoTokenizer
-
         folder = Path(folder)
         if not (folder / "policy.json").is_file():
             raise PolicyError(f"no trained suggester at '{folder}'; make one with: onesug train LOG --out {folder}")
         settings = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
-        model, _ = load_generator(folder / "generator")
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        model, tokenizer = load_generator(folder / "generator")
         search = PrefixSearch.load(folder / "search") if settings["related_queries"] else None
         prompt, decode = PromptConfig(**settings["prompt"]), DecodeConfig(**settings["decode"])
         known = pl.read_parquet(folder / "known.parquet")["query"].to_list() if decode.known else ()

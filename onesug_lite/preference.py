@@ -208,12 +208,12 @@ def _loss(config: PreferenceConfig):
         model.eval()  # no dropout; gradients flow all the same
         reference, weight, counts = (inputs.pop(name) for name in ("reference", "weight", "counts"))
         policy = candidate_log_probs(model, **inputs)  # (B, 1 + K)
-        tokens = (inputs["labels"] != -100).sum(dim=1).view(policy.shape)
         nll = -policy[:, 0]
         if config.loss == "supervised":
             return (config.alpha * nll * counts).mean(), {"sft_nll": nll}
-        ratio = policy - reference
-        scores = ratio / tokens if config.length_normalised else ratio
+        ratio = scores = policy - reference
+        if config.length_normalised:
+            scores = ratio / (inputs["labels"] != -100).sum(dim=1).view(ratio.shape)
         function = pairwise_loss if config.loss == "pairwise" else listwise_loss
         result = function(scores[:, 0], scores[:, 1:], weight, config)
         watched = {

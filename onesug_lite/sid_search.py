@@ -8,18 +8,18 @@ prefix is the mean of its own embedding and the embeddings of the queries clicke
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 from scipy import sparse
+
+from onesug_lite.folders import replacing
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -273,11 +273,7 @@ class PrefixSearch:
         from onesug_lite.align import save_encoder
         from onesug_lite.rqvae import save_rqvae
 
-        folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
-            new = Path(beside) / "search"
-            new.mkdir()
+        with replacing(folder) as new:
             save_file(
                 {"embeddings": self.embeddings, "sids": np.ascontiguousarray(self.sids)},
                 new / "vectors.safetensors",
@@ -290,9 +286,6 @@ class PrefixSearch:
                 save_encoder(self.encoder, new / "encoder")
             else:  # loaded from a folder and never needed: copy it unread
                 shutil.copytree(self._encoder_folder, new / "encoder")
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.replace(new, folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> PrefixSearch:

@@ -8,12 +8,17 @@ Source: ours; the paper decodes freely.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from onesug_lite.generator import pad
+from onesug_lite.prompt import PromptConfig, encode_queries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Trie:
@@ -126,3 +131,14 @@ class Trie:
             row = labels[int((node < 0).nonzero()[0])]
             raise ValueError(f"tokens {row[row != -100].tolist()} are no known query; build the trie with it")
         return found
+
+
+def trie_of(tokenizer: PreTrainedTokenizerBase, queries: Sequence[str], prompt: PromptConfig) -> Trie:
+    """The trie of queries as a tokeniser writes them, cut as targets of training are.
+
+    Args:
+        tokenizer: the generator's.
+        queries: known ones.
+        prompt: ``query_tokens`` is read.
+    """
+    return Trie(encode_queries(tokenizer, queries, prompt), len(tokenizer))

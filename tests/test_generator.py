@@ -349,7 +349,9 @@ def test_both_kinds_learn_from_pooled_prompts_and_are_read_again(tokenizer, exam
     result = train_supervised(model, examples._replace(prompts=pooled), config, 0, tmp_path / "work")
     assert result.history["loss"][-1] < 3.5
     save_generator(result.model, tokenizer, tmp_path / "model")
-    again, _ = load_generator(tmp_path / "model")
+    again, read = load_generator(tmp_path / "model")
+    texts = ["red shoes", "</s> x", "blue phone"]
+    assert read(texts)["input_ids"] == tokenizer(texts)["input_ids"] and read.pad_token_id == tokenizer.pad_token_id
     batch = collate(pooled[:3], examples.targets[:3], 1)
     with torch.no_grad():
         assert torch.equal(query_logits(again, **batch), query_logits(result.model, **batch))

@@ -8,7 +8,7 @@ import papermill
 import pytest
 
 from onesug_lite import grid
-from onesug_lite.grid import NOTEBOOKS, RUN, GridError, chapter_paths, record_key, run_notebook, run_table
+from onesug_lite.grid import NOTEBOOKS, RUN, GridError, chapter_paths, code_key, record_key, run_notebook, run_table
 from onesug_lite.records import Grid, read_records
 from onesug_lite.variants import VARIANTS
 
@@ -57,7 +57,7 @@ def test_records_of_one_run(market, tmp_path, monkeypatch):
     for record in records:
         for section in {"clicks", "replay"} & set(record):
             assert len({len(column) for column in record[section].values()}) == 1
-        assert record["key"] == record_key(record["variant"], 0, "smoke")
+        assert record["key"] == record_key(record["variant"], 0, "smoke") and record["code"] == code_key()
     assert popularity["clicks"]["request_id"] == ceiling["clicks"]["request_id"]
     expected = np.mean(ceiling["expected"]["reciprocal"])
     assert np.mean([1 / rank if rank else 0 for rank in popularity["clicks"]["rank"]]) < expected
