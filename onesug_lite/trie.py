@@ -78,9 +78,9 @@ class Trie:
 
     def follow(self, nodes: Tensor, tokens: Tensor) -> Tensor:
         """Children of nodes, of the same shape; -1 where no known query goes on so, or a node is -1 already."""
-        key = nodes * self.vocabulary + tokens
+        key = nodes * self.vocabulary + tokens  # below 0 for node -1: no edge
         at = torch.searchsorted(self._edges, key.contiguous()).clamp(max=len(self._edges) - 1)
-        real = (nodes >= 0) & (tokens >= 0) & (tokens < self.vocabulary)
+        real = (tokens >= 0) & (tokens < self.vocabulary)
         return torch.where((self._edges[at] == key) & real, at + 1, -1)
 
     def children(self, nodes: Tensor) -> tuple[Tensor, Tensor]:

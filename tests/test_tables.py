@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 from fake_records import EFFECTS, fake_records
+from scipy import stats
 
 from onesug_lite import frames, tables
 from onesug_lite.metrics import reciprocal_rank
@@ -51,6 +52,15 @@ def test_seeds_that_differ_widen_the_interval():
     resampled = Resampled(np.arange(400))
     calm, wild = (resampled.mean(drawn(rng, 5, 400, 0.3, 1.0, spread)) for spread in (0.0, 1.0))
     assert wild.high - wild.low > 3 * (calm.high - calm.low)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_seeds_alone_have_the_interval_of_a_mean_of_few(seeds):
+    """Where every request says the same, what is left is Student's interval over the seeds."""
+    each = np.random.default_rng(seeds).standard_normal(seeds)
+    found = Resampled(np.arange(20), draws=40_000).mean(np.repeat(each[:, None], 20, axis=1))
+    half = stats.t.ppf(0.975, seeds - 1) * each.std(ddof=1) / np.sqrt(seeds)
+    assert (found.low, found.high) == pytest.approx((each.mean() - half, each.mean() + half), abs=0.1 * half)
 
 
 def test_one_seed_has_the_interval_of_its_requests():
