@@ -3,6 +3,8 @@
 PROFILE ?= lite
 SEEDS ?= 3
 JOBS ?= 2
+ENGINE ?= local
+ADDRESS ?=
 VENV ?= .venv
 TORCH ?= cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -37,14 +39,14 @@ export JUPYTER_PLATFORM_DIRS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install book html test lab grid refresh bench clean
+.PHONY: help install book html test lab grid refresh bench bench-latency clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "OneSug-lite. Targets (PROFILE=$(PROFILE), one of smoke, lite, full):"
-	@sed -n 's/^\([a-z][a-z]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | \
-		while IFS="$$(printf '\t')" read -r name text; do printf "  %-8s %s\n" "$$name" "$$text"; done
-	@echo "Variables: PROFILE=lite  SEEDS=3  JOBS=2  PYTHON=python3.11  VENV=.venv  TORCH=cpu|cuda  ENV=active  ARGS="
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | \
+		while IFS="$$(printf '\t')" read -r name text; do printf "  %-13s %s\n" "$$name" "$$text"; done
+	@echo "Variables: PROFILE=lite  SEEDS=3  JOBS=2  ENGINE=local|dask  ADDRESS=  PYTHON=python3.11  VENV=.venv  TORCH=cpu|cuda  ENV=active  ARGS="
 
 install: $(INSTALLED) ## make .venv and install the locked versions (every other target does so by itself)
 
@@ -91,7 +93,8 @@ lab: $(INSTALLED) ## open JupyterLab on the notebooks
 	"$(BIN)jupyter" lab --notebook-dir=notebooks
 
 grid: $(INSTALLED) ## train and score every row of the results table, SEEDS seeds each, into results/
-	"$(BIN)python" -m onesug_lite.grid table --profile $(PROFILE) --seeds $(SEEDS) --jobs $(JOBS) --out results
+	"$(BIN)python" -m onesug_lite.grid table --profile $(PROFILE) --seeds $(SEEDS) --jobs $(JOBS) --out results \
+		--engine $(ENGINE) --address "$(ADDRESS)"
 
 refresh: $(INSTALLED) ## run the committed notebooks again, in place, at lite size
 	"$(BIN)python" -m onesug_lite.grid refresh --profile lite
@@ -99,6 +102,9 @@ refresh: $(INSTALLED) ## run the committed notebooks again, in place, at lite si
 bench: $(INSTALLED) ## measure speed and memory: each script prints a table and writes JSON to build/bench
 	@mkdir -p build/bench
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; "$(BIN)python" "$$script"; done
+
+bench-latency: $(INSTALLED) ## measure the response time of generator and cascade side by side, stage by stage
+	"$(BIN)python" benchmarks/latency.py --profile $(PROFILE) $(ARGS)
 
 clean: ## remove build/ (stored stages, book, measurements); the environment stays
 	rm -rf build

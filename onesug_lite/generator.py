@@ -114,7 +114,13 @@ def _encoder_decoder(config: GeneratorConfig, tokenizer: PreTrainedTokenizerBase
         forced_eos_token_id=None,
         attn_implementation=ATTENTION,
     )
-    return BartForConditionalGeneration(shape)
+    model = BartForConditionalGeneration(shape)
+    # What the decoder attends to reaches it unchanged at first. As the output layer is the table of embeddings, to look
+    # at a word is then to write it, and copying an earlier search has not to be discovered.
+    for layer in model.model.decoder.layers:
+        torch.nn.init.eye_(layer.encoder_attn.v_proj.weight)
+        torch.nn.init.eye_(layer.encoder_attn.out_proj.weight)
+    return model
 
 
 def _decoder_only(config: GeneratorConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

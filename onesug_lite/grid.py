@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
 import joblib
 import nbformat
@@ -27,7 +28,7 @@ from nbclient import NotebookClient
 from tqdm import tqdm
 
 from onesug_lite.profiles import sizes
-from onesug_lite.store import code_fingerprint, hash_file, library_versions
+from onesug_lite.store import code_fingerprint, hash_file, library_versions, source_checksums
 from onesug_lite.variants import VARIANTS, variant
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -105,6 +106,8 @@ def run_table(
     out = Path(out).resolve()
     # what nothing is learned for is the same with every seed
     tasks = [(name, seed) for seed in range(seeds) for name in rows if seed == 0 or variant(name).trained]
+    # what others start from comes first, so that no process waits for what its neighbour is training
+    turns = sorted(tasks, key=lambda task: (task[1], variant(task[0]).preferred, len(variant(task[0]).changes) > 1))
 
     def run(name: str, seed: int) -> dict:
         record, key = out / f"{name}-seed{seed}.json", record_key(name, seed, profile)
@@ -117,12 +120,13 @@ def run_table(
         return json.loads(record.read_text(encoding="utf-8"))
 
     bar = tqdm(total=len(tasks), desc="grid", unit="run", mininterval=0)
-    results = []
-    for result in joblib.Parallel(n_jobs=jobs, return_as="generator")(joblib.delayed(run)(*task) for task in tasks):
-        results.append(result)
+    made = {}
+    work = joblib.Parallel(n_jobs=jobs, return_as="generator")
+    for task, record in zip(turns, work(joblib.delayed(run)(*task) for task in turns), strict=True):
+        made[task] = record
         bar.update()
     bar.close()
-    return results
+    return [made[task] for task in tasks]
 
 
 def record_key(name: str, seed: int, profile: str) -> str:
@@ -157,10 +161,11 @@ def code_key() -> str:
     code = code_fingerprint(["pipeline"])
     for data in ("variants", "profiles"):  # their content counts by what it says of a row
         code.pop(f"onesug_lite.{data}", None)
-    market = sorted(path for path in (NOTEBOOKS.parent / "data_synth").iterdir() if path.suffix in (".py", ".yaml"))
     run = [cell.source for cell in nbformat.read(NOTEBOOKS / RUN, as_version=4).cells if cell.cell_type == "code"]
-    sums = {path.name: hash_file(path) for path in market}
-    return _digest({"code": code, "market": sums, "notebook": run, "libraries": library_versions()})
+    imported = sorted(set(re.findall(r"^from (data_synth\S*) import", "\n".join(run), re.MULTILINE)))
+    market = source_checksums([*imported, "data_synth.market"])
+    words = {path.name: hash_file(path) for path in sorted((NOTEBOOKS.parent / "data_synth").glob("lexicon_*.yaml"))}
+    return _digest({"code": code, "market": market | words, "notebook": run, "libraries": library_versions()})
 
 
 def _digest(told: dict) -> str:
@@ -194,10 +199,50 @@ def chapters(profile: str = "lite", out: Path = Path("build/book"), seed: int = 
             run_notebook(path, out / "notebooks" / path.name, {"profile": profile, "seed": seed})
 
 
+@contextmanager
+def engine(name: str = "local", address: str = "", jobs: int = 1) -> Iterator[None]:
+    """Where the runs of a grid go: joblib loops inside it are spread over processes of this machine or over a cluster.
+
+    Args:
+        name: ``local``, or ``dask`` for a cluster whose machines share this checkout's folders.
+        address: of the cluster's scheduler, such as ``tcp://10.0.0.5:8786``; empty: a cluster of ``jobs`` processes is
+            started here.
+        jobs: processes of that cluster.
+
+    Raises:
+        GridError: no such engine, its package is not installed, or nothing answers at the address.
+    """
+    if name == "local" and not address:
+        yield
+        return
+    if name != "dask":
+        raise GridError(
+            f"engine is '{name}'{' with an address' * bool(address)}; expected local, or dask for a cluster"
+        )
+    try:
+        from dask.distributed import Client
+    except ImportError as error:
+        raise GridError("engine dask needs the package distributed: pip install 'onesug-lite[cluster]'") from error
+    try:
+        client = Client(address) if address else Client(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
+    except (OSError, ValueError) as error:
+        raise GridError(f"no dask scheduler answers at '{address}' ({error}); start one: dask scheduler") from error
+    with client, joblib.parallel_config("dask"):
+        yield
+
+
 @app.command()
-def table(profile: str = "lite", seeds: int = 3, jobs: int = 1, out: Path = Path("results")) -> None:
+def table(
+    profile: str = "lite",
+    seeds: int = 3,
+    jobs: int = 1,
+    out: Path = Path("results"),
+    engine_name: Annotated[str, typer.Option("--engine", help="local or dask")] = "local",
+    address: Annotated[str, typer.Option(help="of a dask scheduler")] = "",
+) -> None:
     """Run the grid of the results table and leave one JSON record a run in OUT/PROFILE."""
-    run_table(out / profile, profile, seeds, jobs)
+    with engine(engine_name, address, jobs):
+        run_table(out / profile, profile, seeds, -1 if address else jobs)
     typer.echo(f"records: {out / profile}")
 
 

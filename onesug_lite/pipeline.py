@@ -104,6 +104,19 @@ class Pipeline:
         return clicked(self.split.train)
 
     @cached_property
+    def targets(self) -> pl.DataFrame:
+        """Rows that supervised training learns from, one a (request, query): clicks, or what searches came to.
+
+        Raises:
+            ValueError: ``Sizes.targets`` is neither.
+        """
+        from onesug_lite.outcomes import outcomes
+
+        if self.sizes.targets not in ("clicks", "outcomes"):
+            raise ValueError(f"targets is '{self.sizes.targets}'; expected clicks or outcomes")
+        return self.training_clicks if self.sizes.targets == "clicks" else outcomes(self.split.train)
+
+    @cached_property
     def click_counts(self) -> pl.DataFrame:
         """Training clicks by (prefix, query), sorted."""
         return self.training_clicks.group_by("prefix", "query").agg(clicks=pl.len()).sort("prefix", "query")
@@ -112,6 +125,11 @@ class Pipeline:
     def queries(self) -> list[str]:
         """Distinct queries seen in the training days (shown, recalled or clicked), sorted."""
         return self.split.train.candidates["query"].unique().sort().to_list()
+
+    @property
+    def known(self) -> list[str]:
+        """Queries that a constrained generator may write: :attr:`queries` and all that it learns to write, sorted."""
+        return sorted({*self.queries, *self.targets["query"].to_list()})
 
     def changed(self, changes: Mapping[str, Any]) -> Pipeline:
         """The same road with some settings replaced (see :meth:`Sizes.changed`); what is not touched is shared."""
@@ -246,10 +264,12 @@ class Pipeline:
         related = None
         if pre:
             known = pl.read_parquet(self.search_folder / "related.parquet")
-            related = rows.select("prefix", "query").join(
-                known, on=["prefix", "query"], how="left", maintain_order="left"
-            )["related"]
-            related = related.to_list()
+            rows = rows.join(known, on=["prefix", "query"], how="left", maintain_order="left")
+            # nobody clicked that query under that prefix, so there is no click of its own to leave out
+            rest = rows.filter(pl.col("related").is_null())["prefix"].unique().sort().to_list()
+            plain = dict(zip(rest, self.search.related(rest), strict=True))
+            pairs = rows.select("prefix", "related").iter_rows()
+            related = [plain[prefix] if found is None else found for prefix, found in pairs]
         histories, profiles = ([items or [] for items in rows[name].to_list()] for name in ("history", "profile"))
         users = rows["user_id"].to_list() if self.sizes.prompt.ids else None
         prefixes = rows["prefix"].to_list()
@@ -274,7 +294,7 @@ class Pipeline:
     def _examples(self, pre: bool) -> Examples:
         from onesug_lite.prompt import encode_queries
 
-        rows = self.training_clicks
+        rows = self.targets
         return Examples(
             self.prompts(rows, pre),
             encode_queries(self.tokenizer, rows["query"].to_list(), self.sizes.prompt),
@@ -290,7 +310,10 @@ class Pipeline:
             return train_supervised(model, self._examples(pre), self.sizes.train, self.seed, work)
 
         stage = "supervised_pre" if pre else "supervised"
-        return self._generator(stage, pre, self.sizes.train, {}, ["training", "prompt"], train)
+        inputs, modules = {"targets": self.sizes.targets}, ["training", "prompt"]
+        if self.sizes.targets == "outcomes":
+            modules.append("outcomes")
+        return self._generator(stage, pre, self.sizes.train, inputs, modules, train)
 
     # ---------------------------------------------------------------- preference
     @cached_property
@@ -330,10 +353,10 @@ class Pipeline:
 
     @cached_property
     def trie(self) -> Trie:
-        """Trie of the queries of the training days."""
+        """Trie of the :attr:`known` queries."""
         from onesug_lite.trie import trie_of
 
-        return trie_of(self.tokenizer, self.queries, self.sizes.prompt)
+        return trie_of(self.tokenizer, self.known, self.sizes.prompt)
 
     # ---------------------------------------------------------------- cascade
     @cached_property
@@ -375,7 +398,7 @@ class Pipeline:
             return Cascade.load(road.cascade_folder)
         model, tokenizer = load_generator(self.trained(row).folder / "generator")
         search = road.search if row.pre else None
-        return OneSugPolicy(model, tokenizer, search, road.sizes.prompt, road.sizes.decode, self.queries)
+        return OneSugPolicy(model, tokenizer, search, road.sizes.prompt, road.sizes.decode, road.known)
 
     def held_out(self, days: str = "test") -> pl.DataFrame:
         """Clicked rows that every system answers: one fixed sample of the test (or validation) days.

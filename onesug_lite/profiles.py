@@ -34,6 +34,7 @@ class Sizes:
     preference: PreferenceConfig = PreferenceConfig()
     decode: DecodeConfig = DecodeConfig()
     cascade: CascadeConfig = CascadeConfig()
+    targets: str = "clicks"  # paper; "outcomes": ours, what each search came to, see onesug_lite.outcomes
     evaluated: int = 3_000  # clicked test rows that each system answers
     test_days: int = 2  # paper: 30 training days + 2 test days [third-party notes]
     validation_days: int = 1  # ours: the last training day, for choosing recipes
@@ -78,8 +79,8 @@ PROFILES: dict[str, Sizes] = {
     "lite": Sizes(
         align=AlignConfig(steps=800),
         rqvae=RQVAEConfig(codes=128),
-        train=TrainConfig(steps=1600, batch_size=128),
-        preference=PreferenceConfig(steps=300),
+        train=TrainConfig(steps=1200, batch_size=128),
+        preference=PreferenceConfig(steps=240),
     ),
     "full": Sizes(
         align=AlignConfig(dim=384, layers=6, heads=6, steps=20_000),

@@ -11,7 +11,11 @@ A prompt is a row of *positions*. Written out, each token has its own; ``pooled`
 search, a profile attribute) is one position that holds all its tokens, which enter the model as one vector. That makes
 prompts shorter and training faster; ``benchmarks/training.py`` measures by how much.
 
-Source: paper, section "One encoder-decoder" (the four segments); the sizes are ours.
+An item in which a word begins with what was typed is *marked*: a match token stands with it. One search in five repeats
+an earlier one, and a model that starts from random weights does not find out from a few hundred thousand clicks which
+subwords begin with which letters; a pretrained one knows.
+
+Source: paper, section "One encoder-decoder" (the four segments); the sizes and the marks are ours.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
     from onesug_lite.generator import Prompt
 
 # In this order, so that <s>, <pad>, </s> and <unk> have the ids that BART gives them.
-CONTROL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<sep>", "<item>")
+CONTROL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<sep>", "<item>", "<match>")
 
 _ID_DIGITS = 7  # of a raw id: larger ones are cut down to their last digits; a blank and a digit are two tokens at most
 
@@ -43,19 +47,20 @@ class PromptConfig:
     vocab_size: int = 3000  # ours; BART-base has 50,265
     min_frequency: int = 2  # ours: a merge seen once is not worth a token
     related: int = 6  # ours; the paper gives no number of related queries
-    history: int = 6  # ours; the paper says "recently searched queries" without a number
+    history: int = 8  # ours; the paper says "recently searched queries" without a number
     max_prefix_chars: int = 64  # ours: nobody types more before choosing, and a paste must not cost a second
     prefix_tokens: int = 16  # ours
     item_tokens: int = 8  # ours: of one related query or of one earlier search
     profile_tokens: int = 24  # ours: of all profile attributes together
     query_tokens: int = 16  # ours: of the query to write, end of sequence included
     pooled: bool = True  # ours: an item is one position; False: the paper's plain text, and what checkpoints read
+    marks: bool = True  # ours: related queries and searches in which a word begins as typed carry a match token
     ids: bool = False  # paper: raw ids of shopper and prefix in the prompt, which it found to hurt
 
     @property
     def longest(self) -> int:
         """The longest prompt these sizes allow, in positions."""
-        items = (self.related + self.history) * (1 if self.pooled else self.item_tokens + 1)
+        items = (self.related + self.history) * (1 if self.pooled else self.item_tokens + 1 + self.marks)
         return 1 + self.prefix_tokens + 3 + items + self.profile_tokens + (4 * _ID_DIGITS + 2 if self.ids else 0)
 
 
@@ -150,7 +155,7 @@ def train_tokenizer(texts: Iterable[str], config: PromptConfig) -> PreTrainedTok
         eos_token="</s>",
         unk_token="<unk>",
         sep_token="<sep>",
-        additional_special_tokens=["<item>"],
+        additional_special_tokens=["<item>", "<match>"],
         clean_up_tokenization_spaces=False,
         model_max_length=10**6,  # segments are cut one by one; the tokeniser itself has nothing to warn of
     )
@@ -217,17 +222,22 @@ def build_prompts(
         numbers = [_raw_ids(user, text) for user, text in zip(users, typed, strict=True)]
 
     ids = _Encoded(tokenizer, typed, related_items, history_items, profile_items, numbers)
-    start, separator, between = _control_ids(tokenizer)
+    start, separator, between, match = _control_ids(tokenizer)
     prompts = []
     for row in range(rows):
+
+        def marked(items: Sequence[str], begins: str = f" {typed[row]}") -> list[list[int]]:
+            held = [(ids.item(item)[: config.item_tokens], f" {ids.cleaned(item)}") for item in items]
+            return [(match if config.marks and begins in text else []) + tokens for tokens, text in held if tokens]
+
         prefix = [[token] for token in ids.of(typed[row])[: config.prefix_tokens]]
         prompt = [[token] for token in start] + prefix
-        for items, limit in (
-            (related_items[row], None),
-            (history_items[row], None),
-            (profile_items[row], config.profile_tokens),
+        attributes = [ids.item(item)[: config.item_tokens] for item in profile_items[row]]
+        for held in (
+            marked(related_items[row]),
+            marked(history_items[row]),
+            _cut(attributes, config.profile_tokens),
         ):
-            held = _cut([ids.item(item)[: config.item_tokens] for item in items], limit)
             prompt += [[token] for token in separator]
             prompt += held if config.pooled else _written_out(held, between)
         if config.ids:
@@ -237,15 +247,13 @@ def build_prompts(
     return prompts
 
 
-def _cut(items: list[list[int]], limit: int | None) -> list[list[int]]:
+def _cut(items: list[list[int]], limit: int) -> list[list[int]]:
     """The items that are not empty, up to ``limit`` tokens of all together."""
     held, left = [], limit
     for item in items:
-        kept = item if left is None else item[:left]
-        if kept:
-            held.append(kept)
-        if left is not None:
-            left -= len(kept)
+        if item[:left]:
+            held.append(item[:left])
+        left -= len(item[:left])
     return held
 
 
@@ -313,6 +321,7 @@ class _ControlIds(NamedTuple):
     start: list[int]
     separator: list[int]
     item: list[int]
+    match: list[int]
 
 
 def _control_ids(tokenizer: PreTrainedTokenizerBase) -> _ControlIds:
@@ -322,7 +331,8 @@ def _control_ids(tokenizer: PreTrainedTokenizerBase) -> _ControlIds:
         separator = tokenizer.eos_token_id
     item = tokenizer.get_vocab().get("<item>")
     between = [item] if item is not None else tokenizer.encode(" ; ", add_special_tokens=False)
-    return _ControlIds([] if start is None else [start], [separator], between)
+    match = tokenizer.get_vocab().get("<match>")  # a pretrained model can read for itself what begins how
+    return _ControlIds([] if start is None else [start], [separator], between, [] if match is None else [match])
 
 
 class _Encoded:
@@ -347,6 +357,10 @@ class _Encoded:
     def item(self, text: str) -> list[int]:
         """Ids of a text as it came, cleaned on the way."""
         return self._ids[self._cleaned[text]]
+
+    def cleaned(self, text: str) -> str:
+        """The same text, cleaned."""
+        return self._cleaned[text]
 
 
 def _shorten(text: object) -> str:

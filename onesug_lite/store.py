@@ -49,7 +49,8 @@ def hash_file(path: Path) -> str:
 
 @cache
 def _imports(module: str) -> tuple[str, ...]:
-    """Modules of this package that ``module`` imports, directly and on the way, itself included, sorted."""
+    """Modules of its own package that ``module`` imports, directly and on the way, itself included, sorted."""
+    package = module.split(".")[0]
     seen: set[str] = set()
     todo = [module]
     while todo:
@@ -59,9 +60,13 @@ def _imports(module: str) -> tuple[str, ...]:
             continue
         seen.add(name)
         for node in ast.walk(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE:
-                names = [node.module] if node.module != PACKAGE else []
-                todo += names + [f"{node.module}.{alias.name}" for alias in node.names if node.module == PACKAGE]
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            source = ".".join(filter(None, (package, node.module))) if node.level == 1 else node.module or ""
+            if source == package:
+                todo += [f"{package}.{alias.name}" for alias in node.names]
+            elif source.startswith(f"{package}."):
+                todo.append(source)
     return tuple(sorted(seen))
 
 
@@ -71,7 +76,12 @@ def code_fingerprint(modules: Sequence[str]) -> dict[str, str]:
     Comments and blank lines do not count: the checksum is taken over the syntax tree without docstrings, so that
     rewording a comment does not cost anybody an hour of training.
     """
-    closure = sorted({name for module in modules for name in _imports(f"{PACKAGE}.{module}")})
+    return source_checksums([f"{PACKAGE}.{module}" for module in modules])
+
+
+def source_checksums(modules: Sequence[str]) -> dict[str, str]:
+    """As :func:`code_fingerprint`, of modules of any package by their full names."""
+    closure = sorted({name for module in modules for name in _imports(module)})
     return {name: _source_checksum(name) for name in closure}
 
 

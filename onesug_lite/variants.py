@@ -58,6 +58,8 @@ def _rwr(name: str, label: str, changes: dict[str, Any], pre: bool = True, **opt
 LEAD = {"delta": -0.5}
 # a list-wise loss that compares what the policy itself says of the queries of one list
 FREE = {"reference": False, "hinge": "none", "beta": 1.0, "reward_weights": False, "alpha": 0.0}
+# ours, the recommended recipe: every request has a target that no policy chose; see chapter 9
+OUTCOMES = {"targets": "outcomes", "decode.known": True}
 SHOWN = {"reward.negatives": 7, "reward.mix": ("show",)}
 
 VARIANTS: dict[str, Variant] = {
@@ -89,6 +91,7 @@ VARIANTS: dict[str, Variant] = {
         _rwr("without_weights", "... without reward weights", LEAD | {"reward_weights": False}),
         Variant("without_history", "generator + PRE, without history", pre=True, changes={"prompt.history": 0}),
         Variant("without_profile", "generator + PRE, without profile", pre=True, changes={"prompt.profile_tokens": 0}),
+        Variant("without_marks", "generator + PRE, without marks", pre=True, changes={"prompt.marks": False}),
         Variant("ids", "generator + PRE + raw ids", pre=True, changes={"prompt.ids": True}),
         Variant("nearest", "generator + PRE by nearest neighbours", pre=True, changes={"search.method": "nearest"}),
         Variant(
@@ -119,6 +122,7 @@ VARIANTS: dict[str, Variant] = {
             "list-wise over the shown list, weighted by level (control)",
             FREE | SHOWN | {"example_weight": "level", "decode.known": True},
         ),
+        Variant("recommended", "recommended: learns what searches came to", changes=OUTCOMES),
     )
 }
 

@@ -8,7 +8,17 @@ import papermill
 import pytest
 
 from onesug_lite import grid
-from onesug_lite.grid import NOTEBOOKS, RUN, GridError, chapter_paths, code_key, record_key, run_notebook, run_table
+from onesug_lite.grid import (
+    NOTEBOOKS,
+    RUN,
+    GridError,
+    chapter_paths,
+    code_key,
+    engine,
+    record_key,
+    run_notebook,
+    run_table,
+)
 from onesug_lite.records import Grid, read_records
 from onesug_lite.variants import VARIANTS
 
@@ -90,3 +100,33 @@ def test_one_changed_row_changes_its_own_key_alone(monkeypatch):
     after = {name: record_key(name, 0, "smoke") for name in VARIANTS}
     assert [name for name in VARIANTS if before[name] != after[name]] == ["onesug"]
     assert record_key("onesug", 1, "smoke") != after["onesug"] != record_key("onesug", 0, "lite")
+
+
+def test_a_dask_cluster_of_two_workers_makes_the_same_records(market, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    names = ["popularity", "imitation"]
+    here = run_table(tmp_path / "here", "smoke", names=names)
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        with engine("dask", cluster.scheduler_address):
+            there = run_table(tmp_path / "there", "smoke", jobs=-1, names=names)
+        with distributed.Client(cluster.scheduler_address) as client:
+            done = client.run(lambda dask_worker: dask_worker.state.executed_count)
+    assert sum(done.values()) >= len(names)  # the workers did it, not this process
+    measured = {"seconds", "run_seconds", "peak_memory_mb"}
+    for one, other in zip(here, there, strict=True):
+        assert {k: v for k, v in one.items() if k not in measured} == {
+            k: v for k, v in other.items() if k not in measured
+        }
+
+
+@pytest.mark.parametrize(
+    "name, address, says",
+    [
+        ("ray", "", "engine is 'ray'; expected local, or dask"),
+        ("local", "tcp://127.0.0.1:1", "engine is 'local' with an address"),
+        ("dask", "here", "no dask scheduler answers at 'here'"),
+    ],
+)
+def test_an_engine_that_is_not_there_is_named(name, address, says):
+    with pytest.raises(GridError, match=says), engine(name, address):
+        pass

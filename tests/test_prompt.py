@@ -170,6 +170,24 @@ def test_raw_ids_are_a_fifth_segment_of_digits(tokenizer, config):
     assert all(long[: len(short)] == short for long, short in zip(with_ids, plain, strict=True))
 
 
+def test_items_that_begin_as_typed_are_marked(tokenizer):
+    match = tokenizer.convert_tokens_to_ids("<match>")
+    asked = (["  App"], [["red apple", "grapple"]], [["apple phone case", "red shoes"]], [["apple"]])
+
+    def marks(config):
+        (prompt,) = build_prompts(tokenizer, *asked, config)
+        return [prompt.index(position) for position in prompt if match in position]
+
+    (plain,) = build_prompts(tokenizer, *asked, replace(CONFIG, marks=False))
+    red_apple, phone_case = tokenizer(["red apple", "apple phone case"], add_special_tokens=False)["input_ids"]
+    # a word inside an item counts; letters inside a word, and profile attributes, do not
+    assert marks(CONFIG) == [plain.index(red_apple), plain.index(phone_case[: CONFIG.item_tokens])]
+    assert not marks(replace(CONFIG, marks=False))
+    (line,) = build_prompts(tokenizer, *asked, WRITTEN_OUT)
+    assert line.count(match) == 2 and len(line) <= WRITTEN_OUT.longest
+    assert line[line.index(match) + 1] == red_apple[0]
+
+
 def test_no_profile_tokens_no_profile(tokenizer):
     (prompt,) = build_prompts(tokenizer, ["red"], None, None, [["red", "apple"]], replace(CONFIG, profile_tokens=0))
     assert segments(tokenizer, prompt)[3] == [""]
