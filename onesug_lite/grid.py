@@ -13,7 +13,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
@@ -82,6 +82,8 @@ def run_table(
     seeds: int = 1,
     jobs: int = 1,
     names: list[str] | None = None,
+    changes: Mapping[str, object] | None = None,
+    market: Mapping[str, object] | None = None,
     **parameters,
 ) -> list[dict]:
     """One record for each (variant, seed), sorted by the table's order and seed.
@@ -96,6 +98,9 @@ def run_table(
         seeds: number of model seeds, 0 to seeds - 1.
         jobs: processes at a time (joblib; another backend is chosen by ``joblib.parallel_config``).
         names: variants; all by default. Those without training run with seed 0 alone.
+        changes: settings of all rows that differ from the profile's, ``stage.field`` -> value; what a row changes
+            itself comes on top.
+        market: knobs of the market that differ from the profile's.
         **parameters: further parameters of the notebook.
 
     Raises:
@@ -109,27 +114,35 @@ def run_table(
     # what others start from comes first, so that no process waits for what its neighbour is training
     turns = sorted(tasks, key=lambda task: (task[1], variant(task[0]).preferred, len(variant(task[0]).changes) > 1))
 
-    def run(name: str, seed: int) -> dict:
-        record, key = out / f"{name}-seed{seed}.json", record_key(name, seed, profile)
+    def run(name: str, seed: int, key: str) -> dict:
+        record = out / f"{name}-seed{seed}.json"
         with suppress(OSError, ValueError):
             made = json.loads(record.read_text(encoding="utf-8"))
             if made.get("key") == key:
                 return made
-        values = {"variant": name, "seed": seed, "profile": profile, "record": str(record), "key": key} | parameters
+        values = {"variant": name, "seed": seed, "profile": profile, "record": str(record), "key": key}
+        values |= {"changes": dict(changes or {}), "market_changes": dict(market or {})} | parameters
         run_notebook(NOTEBOOKS / RUN, out / "runs" / f"{name}-seed{seed}.ipynb", values, progress=False)
         return json.loads(record.read_text(encoding="utf-8"))
 
     bar = tqdm(total=len(tasks), desc="grid", unit="run", mininterval=0)
     made = {}
     work = joblib.Parallel(n_jobs=jobs, return_as="generator")
-    for task, record in zip(turns, work(joblib.delayed(run)(*task) for task in turns), strict=True):
+    runs = [joblib.delayed(run)(*task, record_key(*task, profile, changes, market)) for task in turns]
+    for task, record in zip(turns, work(runs), strict=True):
         made[task] = record
         bar.update()
     bar.close()
     return [made[task] for task in tasks]
 
 
-def record_key(name: str, seed: int, profile: str) -> str:
+def record_key(
+    name: str,
+    seed: int,
+    profile: str,
+    changes: Mapping[str, object] | None = None,
+    market: Mapping[str, object] | None = None,
+) -> str:
     """Fingerprint (32 hex digits) of all that a record depends on.
 
     These are the row and the sizes it resolves to, the seed, the code of both packages and of the notebook that runs
@@ -140,14 +153,17 @@ def record_key(name: str, seed: int, profile: str) -> str:
         name: variant.
         seed: of its models.
         profile: sizes.
+        changes: settings of all rows that differ from the profile's.
+        market: knobs of the market that differ.
 
     Raises:
-        ValueError: unknown variant or profile.
+        ValueError: unknown variant, profile or setting.
     """
     row = variant(name)
     told = {
         "row": {key: value for key, value in asdict(row).items() if key != "label"},
-        "sizes": asdict(sizes(profile).changed(row.changes)),
+        "sizes": asdict(sizes(profile).changed(changes or {}).changed(row.changes)),
+        "market": dict(market or {}),
         "seed": seed,
         "profile": profile,
         "code": code_key(),
@@ -237,13 +253,35 @@ def table(
     seeds: int = 3,
     jobs: int = 1,
     out: Path = Path("results"),
+    only: Annotated[list[str] | None, typer.Option(help="a row; may be given several times")] = None,
+    change: Annotated[list[str] | None, typer.Option("--set", help="train.steps=300: a setting of all rows")] = None,
+    market: Annotated[list[str] | None, typer.Option(help="sessions=25000: a knob of the market")] = None,
+    under: Annotated[str, typer.Option(help="folder below OUT/PROFILE, for other settings or another market")] = "",
     engine_name: Annotated[str, typer.Option("--engine", help="local or dask")] = "local",
     address: Annotated[str, typer.Option(help="of a dask scheduler")] = "",
 ) -> None:
     """Run the grid of the results table and leave one JSON record a run in OUT/PROFILE."""
+    changes, knobs = _assigned(change), _assigned(market)
+    if (changes or knobs) and not under:
+        raise typer.BadParameter("records of other settings need a folder of their own: give --under NAME")
+    folder = out / profile / under
     with engine(engine_name, address, jobs):
-        run_table(out / profile, profile, seeds, -1 if address else jobs)
-    typer.echo(f"records: {out / profile}")
+        run_table(folder, profile, seeds, -1 if address else jobs, only, changes, knobs)
+    typer.echo(f"records: {folder}")
+
+
+def _assigned(pairs: list[str] | None) -> dict[str, object]:
+    """``name=value`` arguments, values as JSON; what is no JSON is text."""
+    found: dict[str, object] = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"'{pair}' assigns nothing; expected NAME=VALUE")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 @app.command()

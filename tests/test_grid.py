@@ -1,5 +1,7 @@
 """Running notebooks: unknown parameters, failing cells, records."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import nbformat
@@ -35,7 +37,8 @@ def _notebook(path, *sources: str):
 
 def test_unknown_parameter_is_an_error(tmp_path):
     with pytest.raises(
-        GridError, match="has no parameter 'bean'; expected one of build, key, profile, record, seed, variant"
+        GridError,
+        match="has no parameter 'bean'; expected one of build, changes, key, market_changes, profile",
     ):
         run_notebook(NOTEBOOKS / RUN, tmp_path / "out.ipynb", {"bean": 3})
     assert not (tmp_path / "out.ipynb").exists()
@@ -130,3 +133,17 @@ def test_a_dask_cluster_of_two_workers_makes_the_same_records(market, tmp_path):
 def test_an_engine_that_is_not_there_is_named(name, address, says):
     with pytest.raises(GridError, match=says), engine(name, address):
         pass
+
+
+def test_the_command_runs_in_processes_and_changes_settings_and_market(tmp_path):
+    """As ``make grid`` starts it: what is sent to a process must not depend on the name of the module."""
+    told = ["--profile", "smoke", "--seeds", "1", "--jobs", "2", "--out", str(tmp_path), "--only", "popularity"]
+    more = ["--only", "imitation", "--market", "sessions=3000", "--set", "evaluated=50", "--under", "small"]
+    here = {"cwd": NOTEBOOKS.parent, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-m", "onesug_lite.grid", "table", *told, *more], **here)
+    assert done.returncode == 0, done.stderr
+    imitation, popularity = read_records(tmp_path / "smoke" / "small")
+    assert popularity["market_changes"] == {"sessions": 3000} and len(popularity["clicks"]["rank"]) == 50
+    assert imitation["log"] == popularity["log"]
+    done = subprocess.run([sys.executable, "-m", "onesug_lite.grid", "table", *told, "--set", "evaluated=50"], **here)
+    assert done.returncode == 2 and "need a folder of their own" in done.stderr

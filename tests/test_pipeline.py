@@ -68,8 +68,9 @@ def test_every_row_changes_settings_that_exist():
     for row in VARIANTS.values():
         changed = sizes("smoke").changed(row.changes)
         for path, value in row.changes.items():
-            stage, field = path.split(".")
-            assert getattr(getattr(changed, stage), field) == value
+            stage, _, field = path.partition(".")
+            held = getattr(changed, stage)
+            assert (getattr(held, field) if field else held) == value
         assert (changed == sizes("smoke")) == (not row.changes)
 
 
@@ -93,7 +94,7 @@ def test_known_queries_alone_are_written(road):
         road.policy("ceiling")
 
 
-SYSTEMS = [name for name, row in VARIANTS.items() if row.system != "ceiling"]
+SYSTEMS = [name for name, row in VARIANTS.items() if row.system != "ceiling" and row.curve is None]
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
