@@ -25,9 +25,9 @@ endif
 
 BOOK := build/book
 HTML := $(BOOK)/out/_build/html
-NOTEBOOKS := $(sort $(wildcard notebooks/0*.ipynb)) $(sort $(wildcard notebooks/m*.ipynb))
+NOTEBOOKS := $(sort $(wildcard notebooks/[01]*.ipynb)) $(sort $(wildcard notebooks/m*.ipynb))
 BENCHMARKS := $(sort $(wildcard benchmarks/[a-z]*.py))
-# the committed reference run of a profile, or what chapter 6 has just made
+# the committed reference run of a profile, or what chapter 7 has just made
 RECORDS := $(if $(wildcard results/$(PROFILE)/*.json),results/$(PROFILE),build/records/$(PROFILE))
 TORCH_PIN := $(shell sed -n 's/^torch==//p' requirements.lock)
 
@@ -39,7 +39,7 @@ export JUPYTER_PLATFORM_DIRS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install book html test lab grid refresh bench bench-latency clean
+.PHONY: help install book html test lab grid experiments refresh bench bench-latency clean
 .DELETE_ON_ERROR:
 
 help:
@@ -94,7 +94,10 @@ lab: $(INSTALLED) ## open JupyterLab on the notebooks
 
 grid: $(INSTALLED) ## train and score every row of the results table, SEEDS seeds each, into results/
 	"$(BIN)python" -m onesug_lite.grid table --profile $(PROFILE) --seeds $(SEEDS) --jobs $(JOBS) --out results \
-		--engine $(ENGINE) --address "$(ADDRESS)"
+		--engine $(ENGINE) --address "$(ADDRESS)" $(ARGS)
+
+experiments: $(INSTALLED) ## let pairs of systems serve the same shoppers, SEEDS model seeds each, into results/
+	"$(BIN)python" -m onesug_lite.experiments --profile $(PROFILE) --seeds $(SEEDS) --jobs $(JOBS) --out results $(ARGS)
 
 refresh: $(INSTALLED) ## run the committed notebooks again, in place, at lite size
 	"$(BIN)python" -m onesug_lite.grid refresh --profile lite

@@ -16,8 +16,9 @@ Where the claim is that two systems are alike within some points, it is *reprodu
 
 A **claim** is *reproduced* when all its measurements are; *direction only* when all point the paper's way; *only under*
 some when some do; *reversed* when none does and one is reversed; *not found* else. A calculation that holds under some
-readings alone is *only under* those. What records cannot answer *cannot be tested here*, or *yet*; where they are
-missing there is *no record yet*.
+readings alone is *only under* those. What the paper found on live traffic is measured on the records of experiments in
+the market (:mod:`onesug_lite.experiments`), by the same rule, in per cent. What records cannot answer *cannot be tested
+here*, or *yet*; where they are missing there is *no record yet*.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import NamedTuple
 import numpy as np
 import yaml
 
+from onesug_lite.experiments import FOLDER, Experiments, ratio, read_experiments
 from onesug_lite.records import METRICS, Grid, read_records
 from onesug_lite.significance import Estimate
 
@@ -51,7 +53,7 @@ class Measurement(NamedTuple):
         first: system.
         second: system that is subtracted.
         cell: metric and slice.
-        estimate: in points; none where a record is missing.
+        estimate: in points, of an experiment in per cent; none where a record is missing.
         published: the paper's number, none where it prints none.
         verdict: by the rule above.
         condition: what to call it where only some of a claim's measurements hold.
@@ -102,6 +104,25 @@ def published_difference(first: str, second: str, cell: str) -> float | None:
     """What the paper prints for first minus second on a cell of its table, in points."""
     a, b = (published_row(variant)[1] for variant in (first, second))
     return round(a[cell] - b[cell], 2) if cell in a and cell in b else None
+
+
+def published_gain(first: str, second: str, metric: str, band: str = "") -> float | None:
+    """What the paper reports of an experiment on live traffic, in per cent; below zero where a metric fell.
+
+    Args:
+        first: our name of the treatment.
+        second: of the control.
+        metric: one of :data:`onesug_lite.experiments.METRICS`.
+        band: of the prefixes.
+    """
+    parts = (
+        part
+        for section in load_claims()["claims"].values()
+        for claim in section
+        for part in claim.get("published", ())
+        if (part["first"], part["second"], part.get("where", "")) == (first, second, f"prefix {band}" if band else "")
+    )
+    return next((float(part["gains"][metric]) for part in parts if metric in part["gains"]), None)
 
 
 def judge(estimate: Estimate, published: float | None = None, within: float | None = None) -> str:
@@ -190,6 +211,41 @@ def _in_table(first: str, second: str) -> bool:
     return all(len(published_row(variant)[1]) == len(CELLS) for variant in (first, second))
 
 
+def measure_experiment(test: Mapping, experiments: Experiments | None) -> list[Measurement]:
+    """Measure one comparison in the market on each of its metrics.
+
+    Args:
+        test: one of a claim's ``experiments``.
+        experiments: the records; none where there are none.
+    """
+    first, second, band, than = test["first"], test["second"], test.get("band", ""), test.get("than", "")
+    where = (f" on {band} prefixes" if band else "") + (f", more than on {than} prefixes" if than else "")
+    found = []
+    for metric in test["metrics"]:
+        of = ratio(metric, band)
+        unit = "points" if metric == "judgement" else "% more" if of.better > 0 else "% less"
+        published = published_gain(first, second, metric, band)
+        if published is not None and than:
+            other = published_gain(first, second, metric, than)
+            published = None if other is None else published - other
+        published = None if published is None else round(of.better * published, 2)
+        estimate, verdict = None, NO_RECORD
+        if experiments is not None and experiments.has(first, second):
+            estimate = _turned(experiments.gain(first, second, metric, band, than), of.better)
+            verdict = judge(estimate, published)
+        cell = f"{of.label}, {unit}{where}"
+        found.append(Measurement(first, second, cell, estimate, published, verdict, f"{first} against {second}"))
+    return found
+
+
+def _turned(estimate: Estimate, better: int) -> Estimate:
+    """Above zero where more is better (1), or where less is (-1)."""
+    if better > 0:
+        return estimate
+    each = tuple(-value for value in estimate.each_seed)
+    return estimate._replace(mean=-estimate.mean, low=-estimate.high, high=-estimate.low, each_seed=each)
+
+
 # ---------------------------------------------------------------- calculations
 def one_rejected_query() -> dict[str, bool]:
     """For each reading of the hinge, whether both losses agree on one rejected query, to 1e-6, wherever it stands."""
@@ -232,12 +288,31 @@ IDENTITIES: dict[str, Callable[[], dict[str, bool]]] = {
 }
 
 
+def read_online(folder: str | Path) -> Experiments | None:
+    """The experiments that lie below the records of a grid; none where there are none.
+
+    Args:
+        folder: of the grid's records.
+
+    Raises:
+        ValueError: records that cannot be compared, with each other or with the grid's.
+    """
+    records, offline = read_experiments(Path(folder) / FOLDER), read_records(folder)
+    found = Experiments(records) if records else None
+    if found and offline and offline[0]["log"] != found.log:
+        raise ValueError(
+            f"the experiments have log '{found.log}', the grid's records '{offline[0]['log']}'; they are of different "
+            "markets: make experiments"
+        )
+    return found
+
+
 def judge_claims(folder: str | Path) -> list[Entry]:
     """Every claim with its verdict.
 
     Args:
-        folder: records of a grid; records under conditions that a claim names lie in folders below it. Missing ones
-            leave claims without a record.
+        folder: records of a grid; records under conditions that a claim names, and those of experiments, lie in folders
+            below it. Missing ones leave claims without a record.
 
     Raises:
         ValueError: records that cannot be compared.
@@ -250,13 +325,16 @@ def judge_claims(folder: str | Path) -> list[Entry]:
             grids[name] = Grid(records) if records else None
         return grids[name]
 
-    entries = []
+    entries, online = [], read_online(folder)
     for section, claims in load_claims()["claims"].items():
         for claim in claims:
             if "untested" in claim:
                 entries.append(Entry(section, claim, f"cannot be tested {claim['verdict']}"))
             elif "identity" in claim:
                 entries.append(Entry(section, claim, _conclude_identity(IDENTITIES[claim["identity"]]())))
+            elif "experiments" in claim:
+                parts = [part for test in claim["experiments"] for part in measure_experiment(test, online)]
+                entries.append(Entry(section, claim, conclude(parts), tuple(parts)))
             else:
                 parts = [
                     part

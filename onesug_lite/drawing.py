@@ -70,7 +70,8 @@ def save(figure: Figure, data: pl.DataFrame, name: str, folder: str | Path) -> F
     """Write ``<name>.png`` and ``<name>.csv`` into ``folder`` under temporary names, then rename."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    flat = data.with_columns(pl.col(pl.List(pl.String)).list.join(" | ")) if len(data.columns) else data
+    lists = [name for name, kind in data.schema.items() if isinstance(kind, pl.List)]
+    flat = data.with_columns(pl.col(name).cast(pl.List(pl.String)).list.join(" | ") for name in lists)
     flat.write_csv(folder / f".{name}.csv", float_precision=6)
     os.replace(folder / f".{name}.csv", folder / f"{name}.csv")
     figure.savefig(folder / f".{name}.png", metadata={"Software": None})

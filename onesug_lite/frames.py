@@ -75,6 +75,28 @@ def difference_frame(
     return pl.DataFrame(rows, schema_overrides={"published": pl.Float64})
 
 
+def slice_frame(
+    records: Records, first: str, second: str, slices: Sequence[str], metrics: Sequence[str] = RANKING
+) -> pl.DataFrame:
+    """For ``differences``: one pair of systems on several slices of the requests; those with too few rows are left out.
+
+    Args:
+        records: of a grid.
+        first: system.
+        second: system that is subtracted.
+        slices: see :func:`onesug_lite.metrics.in_slice`; the labels.
+        metrics: ranking metrics.
+    """
+    grid = as_grid(records)
+    rows = [
+        {"label": where, "metric": metric} | _ends(gap) | {"each_seed": list(gap.each_seed)}
+        for where in slices
+        for metric in metrics
+        for gap in [grid.difference(first, second, metric, where)]
+    ]
+    return pl.DataFrame(rows).filter(pl.col("low").is_not_nan())
+
+
 def waterfall_frame(records: Records, steps: Sequence[str], metric: str = RANKING[1]) -> pl.DataFrame:
     """For ``waterfall``: the first system's level, then what each further one adds to the one before it.
 

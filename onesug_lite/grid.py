@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import joblib
 import nbformat
@@ -28,6 +28,7 @@ from nbclient import NotebookClient
 from tqdm import tqdm
 
 from onesug_lite.profiles import sizes
+from onesug_lite.records import Grid, read_records
 from onesug_lite.store import code_fingerprint, hash_file, library_versions, source_checksums
 from onesug_lite.variants import VARIANTS, variant
 
@@ -136,6 +137,44 @@ def run_table(
     return [made[task] for task in tasks]
 
 
+class Sources(NamedTuple):
+    """What a result chapter is drawn from.
+
+    Attributes:
+        fresh: records of the run that the chapter has just made or found.
+        grid: the committed reference where there is one, else the fresh records.
+        name: ``reference`` or ``fresh``, whichever ``grid`` is.
+        folder: of the records of ``grid``; tables of other settings lie in folders below it.
+    """
+
+    fresh: Grid
+    grid: Grid
+    name: str
+    folder: Path
+
+    def under(self, name: str) -> Grid | None:
+        """Records of other settings or another market; None where there are none."""
+        records = read_records(self.folder / name)
+        return Grid(records) if records else None
+
+
+def chapter_records(build: str | Path, profile: str, seeds: int = 1, reference: str | Path = "") -> Sources:
+    """Run what is missing of the table, and read the committed reference beside it.
+
+    Args:
+        build: folder of the store; the fresh records land in ``records/PROFILE`` below it.
+        profile: sizes.
+        seeds: of the fresh run.
+        reference: folder of the committed records of this profile; one that is not there means none.
+    """
+    folder = Path(build) / "records" / profile
+    fresh = Grid(run_table(folder, profile, seeds, jobs=2, build=str(build)))
+    committed = read_records(reference) if reference else []
+    if committed and committed[0]["profile"] == profile:
+        return Sources(fresh, Grid(committed), "reference", Path(reference))
+    return Sources(fresh, fresh, "fresh", folder)
+
+
 def record_key(
     name: str,
     seed: int,
@@ -226,7 +265,7 @@ def engine(name: str = "local", address: str = "", jobs: int = 1) -> Iterator[No
         jobs: processes of that cluster.
 
     Raises:
-        GridError: no such engine, its package is not installed, or nothing answers at the address.
+        GridError: no such engine, or nothing answers at the address.
     """
     if name == "local" and not address:
         yield
@@ -235,10 +274,8 @@ def engine(name: str = "local", address: str = "", jobs: int = 1) -> Iterator[No
         raise GridError(
             f"engine is '{name}'{' with an address' * bool(address)}; expected local, or dask for a cluster"
         )
-    try:
-        from dask.distributed import Client
-    except ImportError as error:
-        raise GridError("engine dask needs the package distributed: pip install 'onesug-lite[cluster]'") from error
+    from distributed import Client
+
     try:
         client = Client(address) if address else Client(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
     except (OSError, ValueError) as error:

@@ -9,12 +9,26 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from onesug_lite.claims import DIRECTION, NO_RECORD, NOT_FOUND, REPRODUCED, REVERSED, Entry, judge_claims, load_claims
+from onesug_lite.claims import (
+    DIRECTION,
+    NO_RECORD,
+    NOT_FOUND,
+    REPRODUCED,
+    REVERSED,
+    Entry,
+    judge_claims,
+    load_claims,
+    published_gain,
+    read_online,
+)
+from onesug_lite.experiments import FOLDER, METRICS, Experiments, ratio, read_experiments
+from onesug_lite.metrics import BANDS
 from onesug_lite.records import Grid, read_records
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -22,17 +36,17 @@ INTRODUCTION = """\
 # The ledger of claims
 
 Every claim of the paper, what this project measured, and what follows. The page is written from the records of a grid
-by `python -m onesug_lite.ledger`; no verdict on it is typed by hand.
+and of experiments in the market by `python -m onesug_lite.ledger`; no verdict on it is typed by hand.
 
 :::{admonition} How a verdict is reached
 :class: tip
 
 Numbers are points, first system minus second, with a 95 % interval over requests and training seeds; above zero is
-where the claim holds. A measurement is **reproduced** when its interval lies above zero, at least three seeds were run
-and all agree in sign, and it is between half and twice the published difference, where one is printed. It is
-**direction only** when its interval lies above zero and one of the rest is missing, **reversed** when it lies below
-zero, and **not found** when it holds zero. Where two systems are said to be alike, the interval must lie inside the
-stated points.
+where the claim holds. Those of an experiment are per cent of the second system, over shoppers and training seeds. A
+measurement is **reproduced** when its interval lies above zero, at least three seeds were run and all agree in sign,
+and it is between half and twice the published difference, where one is printed. It is **direction only** when its
+interval lies above zero and one of the rest is missing, **reversed** when it lies below zero, and **not found** when it
+holds zero. Where two systems are said to be alike, the interval must lie inside the stated points.
 
 A claim is reproduced when all its measurements are, and **only under** a condition when only some point the paper's
 way. With so many intervals at 95 %, one in forty lies on a given side of zero by chance alone.
@@ -58,6 +72,9 @@ def _measured(entry: Entry) -> str:
             lines.append(f"{name}: no record{paper}")
             continue
         mean, low, high, *_ = part.estimate
+        if isnan(low):
+            lines.append(f"{name}: too few to say{paper}")
+            continue
         lines.append(f"{name}: {mean:+.2f} [{low:+.2f}, {high:+.2f}]{paper}, {part.verdict}")
     return _cell("<br>".join(lines)) or "a calculation, made when this page was written"
 
@@ -80,15 +97,52 @@ def _where(entry: Entry) -> str:
         parts.append(f"test `{claim['test'].split('::')[1]}`")
     elif "tests" in claim:
         parts.append("test `test_every_verdict_is_recomputed`")
+    elif "experiments" in claim:
+        parts.append("test `test_online_verdicts_follow_the_records`")
     return "<br>".join(parts)
 
 
-def write_page(entries: Sequence[Entry], source: str) -> str:
+def online_table(experiments: Experiments) -> list[str]:
+    """Lines of a Markdown table: what each first system gains on its second, a pair a column and a metric a row.
+
+    Args:
+        experiments: the records.
+    """
+    pairs = list(experiments.runs)
+    names = [f"{experiments.labels[first]} against {experiments.labels[second]}" for first, second in pairs]
+    seeds = ", ".join(str(number) for number in sorted({len(runs) for runs in experiments.runs.values()}))
+    lines = [
+        f"Each pair before the same {experiments.sessions:,} searches, {seeds} model seed(s): the difference in per "
+        "cent of the second system, with a 95 % interval over shoppers and seeds, bold where that leaves out zero, and "
+        "the paper's figure where it has one. For position, characters typed, sessions abandoned and click-bait, less "
+        f"is better. The last row is in points, good less bad on {experiments.judged:,} requests; the market's truth "
+        "judges there, which is no person.",
+        "",
+        f"| | {' | '.join(map(_cell, names))} |",
+        f"|---|{'---|' * len(pairs)}",
+    ]
+    rows = [*((metric, "") for metric in METRICS), *(("clicks", band) for band in BANDS), ("judgement", "")]
+    for metric, band in rows:
+        label = ratio(metric, band).label + (f", {band} prefixes" if band else "")
+        cells = []
+        for first, second in pairs:
+            mean, low, high, *_ = experiments.gain(first, second, metric, band)
+            published = published_gain(first, second, metric, band)
+            paper = "" if published is None else f"<br>(paper {published:+.2f})"
+            clear = "**" if low > 0 or high < 0 else ""
+            told = "too few to say" if isnan(low) else f"{clear}{mean:+.2f}{clear} [{low:+.2f}, {high:+.2f}]"
+            cells.append(told + paper)
+        lines.append(f"| {' | '.join((label, *cells))} |")
+    return [*lines, ""]
+
+
+def write_page(entries: Sequence[Entry], source: str, online: Experiments | None = None) -> str:
     """The ledger as MyST Markdown.
 
     Args:
         entries: from :func:`onesug_lite.claims.judge_claims`.
         source: what to say of the records.
+        online: experiments, for a table of all that they measured.
     """
     kinds = Counter(entry.verdict.split(":")[0] for entry in entries)
     order = (REPRODUCED, DIRECTION, "only under", NOT_FOUND, REVERSED, NO_RECORD)
@@ -103,6 +157,8 @@ def write_page(entries: Sequence[Entry], source: str) -> str:
             cells = (_cell(text), _measured(entry), _seeds(entry), f"**{_cell(entry.verdict)}**")
             lines.append(f"| {' | '.join((*cells, _where(entry)))} |")
         lines.append("")
+    if online is not None:
+        lines += ["## Every pair in the market", "", *online_table(online)]
     return "\n".join(lines)
 
 
@@ -112,15 +168,18 @@ def describe_records(folder: str | Path) -> str:
     Raises:
         ValueError: records that cannot be compared.
     """
-    records = read_records(folder)
+    records, online = read_records(folder), read_experiments(Path(folder) / FOLDER)
+    tests = f" {len(online)} record(s) of experiments stand beside them." if online else ""
     if not records:
-        return "There are no records yet: `make grid` makes them."
+        return f"There are no records yet: `make grid` makes them.{tests}"
     grid = Grid(records, draws=1)
     codes = {record.get("code", "") for record in records}
     seeds = {record["seed"] for record in records}
     mixed = "" if len(codes) == 1 else f", made by {len(codes)} states of the code"
     size = records[0]["profile"]
-    return f"From {len(records)} records of {len(grid.runs)} systems and {len(seeds)} seed(s) at `{size}`{mixed}."
+    return (
+        f"From {len(records)} records of {len(grid.runs)} systems and {len(seeds)} seed(s) at `{size}`{mixed}.{tests}"
+    )
 
 
 def main(
@@ -129,7 +188,7 @@ def main(
 ) -> None:
     """Judge every claim of the paper by the records and write the ledger page."""
     try:
-        page = write_page(judge_claims(records), describe_records(records))
+        page = write_page(judge_claims(records), describe_records(records), read_online(records))
     except ValueError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None

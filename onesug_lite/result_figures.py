@@ -192,7 +192,7 @@ def replay_against_log(data: pl.DataFrame, title: str, x: str, y: str) -> Figure
             row["logged"], row["replay"], xerr=across, yerr=up, linestyle="", label=row["label"], **look, **face
         )
     axes.set(xlabel=x, ylabel=y)
-    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside right upper", frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside right lower", frameon=False)
     heading(figure, title)
     return figure
 

@@ -187,6 +187,24 @@ def agree(fresh: Estimate, reference: Estimate) -> bool:
     return fresh.low <= reference.high and reference.low <= fresh.high
 
 
+def agreement(fresh: Records, reference: Records) -> pl.DataFrame:
+    """Every system's ranking metrics in a fresh run and in the reference.
+
+    Returns:
+        ``system``, ``metric``, ``fresh`` and ``reference`` with intervals, and whether they ``agree``; systems that
+        only one of them has are left out.
+    """
+    new, old = as_grid(fresh), as_grid(reference)
+    table = []
+    for name in new.runs:
+        for metric in RANKING:
+            if new.has(name, metric) and old.has(name, metric):
+                one, other = new.estimate(name, metric), old.estimate(name, metric)
+                row = {"system": new.labels[name], "metric": metric, "fresh": percent(one), "reference": percent(other)}
+                table.append(row | {"agree": agree(one, other)})
+    return pl.DataFrame(table)
+
+
 def verdicts(records: Records, claims: Sequence[tuple[str, str, str]]) -> pl.DataFrame:
     """Claims that the paper does not print figures for, each (text, first, second), judged by the ledger's rule.
 

@@ -89,6 +89,7 @@ VARIANTS: dict[str, Variant] = {
         _rwr("pairwise", "... pair-wise", LEAD | {"loss": "pairwise"}),
         _rwr("without_pre", "... without PRE", LEAD, pre=False),
         _rwr("without_weights", "... without reward weights", LEAD | {"reward_weights": False}),
+        _rwr("without_anchor", "... without the supervised term", LEAD | {"alpha": 0.0}),
         Variant("without_history", "generator + PRE, without history", pre=True, changes={"prompt.history": 0}),
         Variant("without_profile", "generator + PRE, without profile", pre=True, changes={"prompt.profile_tokens": 0}),
         Variant("without_marks", "generator + PRE, without marks", pre=True, changes={"prompt.marks": False}),

@@ -13,6 +13,7 @@ EFFECTS = {  # how much better a system is, on the scale of the request's own di
     "pairwise": 0.5,
     "onesug": 0.9,
     "without_pre": 0.4,
+    "without_anchor": 0.7,
 }
 UNTRAINED = ("popularity", "ceiling", "imitation", "preference")
 

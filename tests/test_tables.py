@@ -308,3 +308,19 @@ def test_watch_and_replay_frames(records):
     both = frames.replay_frame(records)
     assert both["label"].to_list() == [f"the {name} system" for name in EFFECTS], "neither ceiling was seen by both"
     assert (both["replay_low"] <= both["replay"]).all() and (both["logged"] <= both["logged_high"]).all()
+
+
+def test_a_pair_on_several_slices(grid):
+    found = frames.slice_frame(grid, "onesug", "sft", ["prefix head", "prefix tail", "unseen"])
+    assert found["label"].unique(maintain_order=True).to_list() == ["prefix head", "prefix tail", "unseen"]
+    for row in found.to_dicts():
+        gap = grid.difference("onesug", "sft", row["metric"], row["label"])
+        assert (row["mean"], row["low"], row["high"]) == gap[:3]
+
+
+def test_a_fresh_run_agrees_with_the_reference_unless_a_system_has_changed(records):
+    fresh = fake_records(EFFECTS | {"mca": EFFECTS["mca"] + 1.5}, seeds=1)
+    compared = tables.agreement(fresh, records)
+    apart = compared.filter(~compared["agree"])["system"].unique().to_list()
+    assert apart == [next(record["label"] for record in records if record["variant"] == "mca")]
+    assert compared["metric"].n_unique() == 2
