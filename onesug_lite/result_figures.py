@@ -90,7 +90,8 @@ def waterfall(data: pl.DataFrame, title: str, unit: str = "click MRR@16 (%)") ->
     axes.barh(len(data), end[-1] - floor, left=floor, color=GREY)
     axes.text(end[-1], len(data), f" {end[-1]:.1f}", va="center", fontsize=9)
     axes.set_yticks(range(len(data) + 1), [*data["label"], "all of it"])
-    axes.set(xlabel=f"{unit}, axis cut" if floor else unit, xlim=(floor, levels.max() + 0.25 * room))
+    right = max(levels.max(), (start + data["high"])[1:].max() or 0.0)  # of the first row, the level, no reach is drawn
+    axes.set(xlabel=f"{unit}, axis cut" if floor else unit, xlim=(floor, right + 0.25 * room))
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     headline(axes, title)
