@@ -97,7 +97,7 @@ grid: $(INSTALLED) ## train and score every row of the results table, SEEDS seed
 		--engine $(ENGINE) --address "$(ADDRESS)" $(ARGS)
 
 experiments: $(INSTALLED) ## let pairs of systems serve the same shoppers, SEEDS model seeds each, into results/
-	"$(BIN)python" -m onesug_lite.experiments --profile $(PROFILE) --seeds $(SEEDS) --jobs $(JOBS) --out results $(ARGS)
+	"$(BIN)python" -m onesug_lite.experiment_grid --profile $(PROFILE) --seeds $(SEEDS) --jobs $(JOBS) --out results $(ARGS)
 
 refresh: $(INSTALLED) ## run the committed notebooks again, in place, at lite size
 	"$(BIN)python" -m onesug_lite.grid refresh --profile lite

@@ -14,9 +14,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from onesug_lite.cascade_faults import STAGES, TOGETHER
-from onesug_lite.drawing import BLUE, GREY, ORANGE, groups, heading, percent_axis
-
-BELOW = {"loc": "outside lower center", "ncols": 2, "fontsize": 9, "frameon": False}
+from onesug_lite.drawing import BLUE, GREY, ORANGE, groups, heading, legend_below, percent_axis, reach
 
 
 def funnel(data: pl.DataFrame, title: str) -> Figure:
@@ -45,7 +43,7 @@ def funnel(data: pl.DataFrame, title: str) -> Figure:
         axes.grid(axis="x", visible=False)
     for axes in panels[:, 0]:
         axes.set_ylabel("clicks still there")
-    figure.legend(*panels.flat[0].get_legend_handles_labels(), **BELOW)
+    legend_below(figure, [panels.flat[0]], 2)
     heading(figure, title)
     return figure
 
@@ -78,7 +76,7 @@ def channel_bars(data: pl.DataFrame, title: str) -> Figure:
     panels[0, 0].set_ylim(len(names) - 0.5, -0.5)
     for axes in panels[-1]:
         axes.set_xlabel("share of requests with a click")
-    figure.legend(*panels.flat[0].get_legend_handles_labels(), **BELOW)
+    legend_below(figure, [panels.flat[0]], 2)
     heading(figure, title)
     return figure
 
@@ -99,9 +97,8 @@ def permutation_forest(data: pl.DataFrame, title: str) -> Figure:
         axes.axvline(0, color=GREY, linewidth=1)
         for row in rows.iter_rows(named=True):
             clear = row["low"] > 0 or row["high"] < 0
-            reach = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
             look = {"color": BLUE, "capsize": 4, "markerfacecolor": BLUE if clear else "white"}
-            axes.errorbar(row["mean"], names.index(row["group"]), xerr=reach, fmt="o", **look)
+            axes.errorbar(row["mean"], names.index(row["group"]), xerr=reach(row), fmt="o", **look)
         axes.set_title(label, fontsize=10, weight="normal")
         axes.set_xlabel("MRR@16 lost, points")
     panels[0, 0].set_yticks(range(len(names)), names)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -175,6 +175,20 @@ def heading(figure: Figure, text: str) -> None:
     """The same for a figure of several panels."""
     lines = "\n".join(textwrap.wrap(text, int(figure.get_figwidth() * 8.6)))
     figure.suptitle(lines, x=0.01, ha="left", weight="bold", fontsize=12)
+
+
+def legend_below(figure: Figure, panels: Iterable[Axes], columns: int = 4) -> None:
+    """One legend for all panels, below them, each name once."""
+    names: dict = {}
+    for axes in panels:
+        names |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    place = {"loc": "outside lower center", "ncols": columns, "fontsize": 9, "frameon": False}
+    figure.legend(names.values(), names.keys(), **place)
+
+
+def reach(row: Mapping[str, float], middle: str = "mean") -> list[list[float]]:
+    """How far the interval of one row, ``low`` to ``high``, reaches to both sides, as matplotlib wants it."""
+    return [[row[middle] - row["low"]], [row["high"] - row[middle]]]
 
 
 def groups(data: pl.DataFrame, column: str) -> list[tuple[str, pl.DataFrame]]:

@@ -1,9 +1,9 @@
 r"""Experiments in the market: pairs of systems under several model seeds, a record each, and what they say together.
 
-``python -m onesug_lite.experiments --profile lite --seeds 3`` runs ``notebooks/experiment_run.ipynb`` for each pair and
-seed. A record holds, beside each metric's own figures, sums over the searches of shoppers who are dealt into G buckets,
-which keeps a file small however long the experiment was. Every seed's models meet the same shoppers, so shoppers and
-seeds are crossed, and the intervals are those of :mod:`onesug_lite.significance` with buckets in the place of requests.
+:mod:`onesug_lite.experiment_grid` makes the records. One holds, beside each metric's own figures, sums over searches
+of shoppers who are dealt into G buckets, which keeps a file small however long the experiment was. Every seed's models
+meet the same shoppers, so shoppers and seeds are crossed, and the intervals are those of
+:mod:`onesug_lite.significance` with buckets in the place of requests.
 
 A metric is a ratio of sums, :math:`r = \sum_g x_g / \sum_g n_g`. What the first system gains on the second, in per
 cent, is the mean over the buckets of
@@ -18,27 +18,15 @@ whose spread is that of the gain by the delta method (Deng et al. 2018).
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-import joblib
-import nbformat
 import numpy as np
-import typer
-from tqdm import tqdm
 
-from onesug_lite.grid import NOTEBOOKS, code_key, record_key, run_notebook
 from onesug_lite.metrics import BANDS
-from onesug_lite.profiles import sizes
 from onesug_lite.significance import Estimate, Resampled
-from onesug_lite.store import fingerprint, source_checksums
-from onesug_lite.variants import variant
 
-RUN = "experiment_run.ipynb"
 FOLDER = "experiments"
 """Folder of the records, below those of the grid."""
 
@@ -50,11 +38,6 @@ PAIRS = (
     ("recommended", "onesug"),
 )
 """First and second system: those of the paper, and our recommended recipe against both sides of its main one."""
-
-SESSIONS = {"smoke": 60, "lite": 400, "full": 10_000}
-"""Searches that both systems meet: half a minute a pair and seed on one core, but for ``full``."""
-JUDGED = {"smoke": 40, "lite": 500, "full": 500}
-"""Requests on which the market's truth says which list is better."""
 
 
 class Ratio(NamedTuple):
@@ -217,97 +200,3 @@ def _shares(a: np.ndarray, n_a: np.ndarray, b: np.ndarray, n_b: np.ndarray) -> n
     rate, other = a.sum() / n_a.sum(), b.sum() / n_b.sum()
     z_a, z_b = (a - rate * n_a) / n_a.sum(), (b - other * n_b) / n_b.sum()
     return 100 * (other / rate - 1 + a.size * (z_b - other / rate * z_a) / rate)
-
-
-# ---------------------------------------------------------------- running
-@cache
-def experiment_code() -> str:
-    """Fingerprint (16 hex digits) of what all records of experiments share: the code of both packages and the run."""
-    run = [cell.source for cell in nbformat.read(NOTEBOOKS / RUN, as_version=4).cells if cell.cell_type == "code"]
-    imported = sorted(set(re.findall(r"^from (data_synth\S*) import", "\n".join(run), re.MULTILINE)))
-    told = {"run": run, "market": source_checksums(imported)}
-    return fingerprint("experiments", told, {"grid": code_key()}, ["metrics"])[0]
-
-
-def experiment_key(first: str, second: str, seed: int, profile: str, parameters: Mapping[str, object]) -> str:
-    """Fingerprint (16 hex digits) of all that a record depends on: settings, code and libraries.
-
-    Args:
-        first: system.
-        second: system.
-        seed: of the models.
-        profile: sizes.
-        parameters: of the run, beside these.
-
-    Raises:
-        ValueError: unknown system or profile.
-    """
-    told = {"pair": [first, second], "sessions": SESSIONS.get(profile), "judged": JUDGED.get(profile)}
-    told["parameters"] = {name: value for name, value in parameters.items() if name != "build"}
-    inputs = {name: record_key(name, seed, profile) for name in (first, second)} | {"code": experiment_code()}
-    return fingerprint("experiment", told, inputs, [])[0]
-
-
-def run_experiments(
-    out: str | Path,
-    profile: str = "lite",
-    seeds: int = 1,
-    jobs: int = 1,
-    pairs: Sequence[tuple[str, str]] = PAIRS,
-    **parameters,
-) -> list[dict]:
-    """One record for each (pair, seed), by seed and pair; one that is there, made with the same settings, is kept.
-
-    Models that the grid has trained are read from the store, others are trained on the way.
-
-    Args:
-        out: folder of the records, ``<first>-<second>-seed<k>.json``; the executed notebooks land in ``runs/`` below.
-        profile: sizes.
-        seeds: number of model seeds, 0 to seeds - 1.
-        jobs: processes at a time (joblib).
-        pairs: names of first and second system.
-        **parameters: further parameters of the notebook, ``sessions`` for one.
-
-    Raises:
-        GridError: unknown parameter.
-        ValueError: unknown system or profile.
-    """
-    sizes(profile)  # an unknown profile is said before anything runs
-    out = Path(out).resolve()
-    tasks = [(*pair, seed) for seed in range(seeds) for pair in pairs]
-
-    def run(first: str, second: str, seed: int, key: str) -> dict:
-        name = f"{variant(first).name}-{variant(second).name}-seed{seed}"
-        record = out / f"{name}.json"
-        with suppress(OSError, ValueError):
-            made = json.loads(record.read_text(encoding="utf-8"))
-            if made.get("key") == key:
-                return made
-        values = {"first": first, "second": second, "seed": seed, "profile": profile, "record": str(record), "key": key}
-        run_notebook(NOTEBOOKS / RUN, out / "runs" / f"{name}.ipynb", values | parameters, progress=False)
-        return json.loads(record.read_text(encoding="utf-8"))
-
-    keys = [experiment_key(*task, profile, parameters) for task in tasks]
-    work = joblib.Parallel(n_jobs=jobs, return_as="generator")
-    made = work(joblib.delayed(run)(*task, key) for task, key in zip(tasks, keys, strict=True))
-    return list(tqdm(made, total=len(tasks), desc="experiments", unit="run", mininterval=0))
-
-
-def main(
-    profile: str = "lite",
-    seeds: int = 3,
-    jobs: int = 1,
-    out: Path = Path("results"),
-    only: Annotated[list[str] | None, typer.Option(help="FIRST-SECOND; may be given several times")] = None,
-) -> None:
-    """Let pairs of systems serve the market's shoppers and leave one JSON record a run in OUT/PROFILE/experiments."""
-    pairs = [tuple(pair.split("-")) for pair in only] if only else PAIRS
-    if any(len(pair) != 2 for pair in pairs):
-        raise typer.BadParameter("a pair is FIRST-SECOND, for example onesug-online_mca")
-    folder = out / profile / FOLDER
-    run_experiments(folder, profile, seeds, jobs, pairs)
-    typer.echo(f"records: {folder}")
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -23,7 +23,7 @@ import polars as pl
 
 from onesug_lite.folders import replacing
 from onesug_lite.generator_learner import UpdateConfig
-from onesug_lite.learners import Learner, learner_of, made_of, past
+from onesug_lite.learners import Learner, cut, learner_of, made_of, past
 from onesug_lite.log import CLICKS, Log, check_log
 from onesug_lite.significance import Resampled
 
@@ -97,7 +97,7 @@ def live(
     for number in range(days):
         folder = work / f"day-{number:03}"
         if folder.is_dir():
-            logs.append(Log(*(pl.read_parquet(folder / f"{table}.parquet") for table in Log._fields)))
+            logs.append(_read(folder))
             if not (work / f"day-{number + 1:03}").is_dir():  # the last one that was finished
                 learner, market.history = learner.load(folder), np.load(folder / "history.npy")
             market.day += 1
@@ -111,8 +111,7 @@ def live(
         with replacing(folder) as new:
             learner.save(new)
             np.save(new / "history.npy", market.history)
-            for name, frame in log._asdict().items():
-                frame.write_parquet(new / f"{name}.parquet")
+            _write(log, new)
         logs.append(log)
     return logs
 
@@ -120,6 +119,15 @@ def live(
 def joined(logs: Sequence[Log]) -> Log:
     """Logs of different days as one."""
     return Log(*(pl.concat(tables) for tables in zip(*logs, strict=True)))
+
+
+def _read(folder: Path) -> Log:
+    return Log(*(pl.read_parquet(folder / f"{table}.parquet") for table in Log._fields))
+
+
+def _write(log: Log, folder: Path) -> None:
+    for table, frame in log._asdict().items():
+        frame.write_parquet(folder / f"{table}.parquet")
 
 
 def sessions_of(log: Log) -> pl.DataFrame:
@@ -175,17 +183,14 @@ def lived(
         logs = [played(own) for _ in range(window)]
         np.save(out / "history.npy", own.history)
         logs += [played(own) for _ in range(days)]
-        for name, frame in joined(logs)._asdict().items():
-            frame.write_parquet(out / f"{name}.parquet")
+        _write(joined(logs), out)
 
     settings, modules = {"days": days, "window": window}, ["feedback"]
     source = road.store.get("feedback_market", settings, {"market": told}, modules, own_policy)
-    whole = Log(*(pl.read_parquet(source / f"{name}.parquet") for name in Log._fields))
+    whole = _read(source)
     of, by_day = whole.requests["time"].dt.date(), []
     for day in of.unique().sort():
-        requests = whole.requests.filter(of == day)
-        ids = requests["request_id"].implode()
-        by_day.append(Log(requests, whole.candidates.filter(pl.col("request_id").is_in(ids))))
+        by_day.append(cut(whole, of == day))
     start, feed = joined(by_day[:window]), by_day[window:]
 
     def morning() -> Market:

@@ -116,15 +116,9 @@ def run_table(
     turns = sorted(tasks, key=lambda task: (task[1], variant(task[0]).preferred, len(variant(task[0]).changes) > 1))
 
     def run(name: str, seed: int, key: str) -> dict:
-        record = out / f"{name}-seed{seed}.json"
-        with suppress(OSError, ValueError):
-            made = json.loads(record.read_text(encoding="utf-8"))
-            if made.get("key") == key:
-                return made
-        values = {"variant": name, "seed": seed, "profile": profile, "record": str(record), "key": key}
+        values = {"variant": name, "seed": seed, "profile": profile, "key": key}
         values |= {"changes": dict(changes or {}), "market_changes": dict(market or {})} | parameters
-        run_notebook(NOTEBOOKS / RUN, out / "runs" / f"{name}-seed{seed}.ipynb", values, progress=False)
-        return json.loads(record.read_text(encoding="utf-8"))
+        return kept_or_run(RUN, out / f"{name}-seed{seed}.json", values)
 
     bar = tqdm(total=len(tasks), desc="grid", unit="run", mininterval=0)
     made = {}
@@ -135,6 +129,26 @@ def run_table(
         bar.update()
     bar.close()
     return [made[task] for task in tasks]
+
+
+def kept_or_run(notebook: str, record: Path, values: dict) -> dict:
+    """The record of one run: the one that is there if it was made with the same key, else a new one.
+
+    Args:
+        notebook: name of the one that writes such records.
+        record: JSON file; the executed notebook lands in ``runs/`` beside it.
+        values: parameters of the notebook, ``key`` among them.
+
+    Raises:
+        GridError: unknown parameter.
+    """
+    with suppress(OSError, ValueError):
+        made = json.loads(record.read_text(encoding="utf-8"))
+        if made.get("key") == values["key"]:
+            return made
+    executed = record.parent / "runs" / f"{record.stem}.ipynb"
+    run_notebook(NOTEBOOKS / notebook, executed, values | {"record": str(record)}, progress=False)
+    return json.loads(record.read_text(encoding="utf-8"))
 
 
 class Sources(NamedTuple):
@@ -216,11 +230,17 @@ def code_key() -> str:
     code = code_fingerprint(["pipeline"])
     for data in ("variants", "profiles"):  # their content counts by what it says of a row
         code.pop(f"onesug_lite.{data}", None)
-    run = [cell.source for cell in nbformat.read(NOTEBOOKS / RUN, as_version=4).cells if cell.cell_type == "code"]
-    imported = sorted(set(re.findall(r"^from (data_synth\S*) import", "\n".join(run), re.MULTILINE)))
+    run, imported = run_code(RUN)
     market = source_checksums([*imported, "data_synth.market"])
     words = {path.name: hash_file(path) for path in sorted((NOTEBOOKS.parent / "data_synth").glob("lexicon_*.yaml"))}
     return _digest({"code": code, "market": market | words, "notebook": run, "libraries": library_versions()})
+
+
+def run_code(notebook: str) -> tuple[list[str], list[str]]:
+    """The code cells of a notebook that writes records, and the modules of the market that it imports from, sorted."""
+    cells = nbformat.read(NOTEBOOKS / notebook, as_version=4).cells
+    run = [cell.source for cell in cells if cell.cell_type == "code"]
+    return run, sorted(set(re.findall(r"^from (data_synth\S*) import", "\n".join(run), re.MULTILINE)))
 
 
 def _digest(told: dict) -> str:

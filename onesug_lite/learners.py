@@ -79,10 +79,15 @@ def past(log: Log, day: date, days: int | None = None) -> Log:
     keep = of < day
     if days is not None:
         keep &= of >= date.fromordinal(day.toordinal() - days)
-    requests = log.requests.filter(keep)
-    if requests.is_empty():
+    if not keep.any():
         told = "no day" if days is None else f"none of the {days} days"
         raise LeakError(f"the log holds {told} before {day}, so there is nothing to learn from; start on a later day")
+    return cut(log, keep)
+
+
+def cut(log: Log, keep: pl.Series) -> Log:
+    """Some of a log's requests, with their candidates."""
+    requests = log.requests.filter(keep)
     return Log(requests, log.candidates.filter(pl.col("request_id").is_in(requests["request_id"].implode())))
 
 

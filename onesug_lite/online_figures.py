@@ -13,7 +13,20 @@ from matplotlib.ticker import MultipleLocator
 from scipy import stats
 
 from onesug_lite.claims import load_claims
-from onesug_lite.drawing import BLUE, GREEN, GREY, ORANGE, PALETTE, RED, groups, heading, headline, percent_axis
+from onesug_lite.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PALETTE,
+    RED,
+    groups,
+    heading,
+    headline,
+    legend_below,
+    percent_axis,
+    reach,
+)
 
 DESIGNS = ("common random numbers", "same searches, own luck", "independent shoppers", "one half of the shoppers each")
 
@@ -62,20 +75,19 @@ def online_gains(data: pl.DataFrame, title: str) -> Figure:
             if row["low"] is not None:
                 ahead = row["better"] * row["mean"] > 0
                 colour = (BLUE if ahead else RED) if row["clear"] else GREY
-                reach = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
                 name = {BLUE: "paired, better", RED: "paired, worse", GREY: "paired, may be nothing"}[colour]
                 face = colour if row["clear"] else "white"
-                axes.errorbar(row["mean"], place, xerr=reach, fmt="o", color=colour, markerfacecolor=face, capsize=3,
-                              label=name)  # fmt: skip
+                look = {"color": colour, "markerfacecolor": face, "capsize": 3, "label": name}
+                axes.errorbar(row["mean"], place, xerr=reach(row), fmt="o", **look)
             if row["published"] is not None:
                 axes.plot(row["published"], place - 0.25, "D", color=ORANGE, markersize=5, label="the paper")
         told = rows.select("low", "high", "published").to_numpy().astype(float).ravel()
-        reach = 1.15 * np.nanmax(np.abs(told), initial=0.0) or 1.0
-        axes.set(xlim=(-reach, reach), xlabel="difference (%)")
+        far = 1.15 * np.nanmax(np.abs(told), initial=0.0) or 1.0
+        axes.set(xlim=(-far, far), xlabel="difference (%)")
         axes.set_title(pair, fontsize=10, weight="normal")
         axes.set_yticks(range(len(metrics)), metrics)
         axes.set_ylim(len(metrics) - 0.5, -0.6)
-    _legend(figure, panels.ravel()[: len(pairs)], 3)
+    legend_below(figure, panels.ravel()[: len(pairs)], 3)
     heading(figure, title)
     return figure
 
@@ -100,7 +112,7 @@ def variance_left(data: pl.DataFrame, title: str) -> Figure:
     ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5) if tick >= (data["variance"].min() or 1) / 2]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    _legend(figure, [axes], 2)
+    legend_below(figure, [axes], 2)
     heading(figure, title)
     return figure
 
@@ -169,17 +181,18 @@ def prefix_gains(data: pl.DataFrame, title: str) -> Figure:
         for row in rows.iter_rows(named=True):
             place = bands.index(row["band"]) + shift
             if row["low"] is not None:
-                reach = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
                 clear = row["low"] > 0 or row["high"] < 0
                 look = {"color": PALETTE[number], "markerfacecolor": PALETTE[number] if clear else "white"}
-                axes.errorbar(place, row["mean"], yerr=reach, fmt="os^Dv"[number % 5], capsize=4, label=pair, **look)
+                axes.errorbar(
+                    place, row["mean"], yerr=reach(row), fmt="os^Dv"[number % 5], capsize=4, label=pair, **look
+                )
             if row["published"] is not None:
                 axes.plot(place - 0.07, row["published"], "D", color=ORANGE, markeredgecolor="black", markersize=6,
                           label="the paper")  # fmt: skip
     axes.set_xticks(range(len(bands)), bands)
     axes.set(xlabel="how often the prefix occurs in the training log", ylabel="gain of clicks per request (%)")
     axes.grid(axis="x", visible=False)
-    _legend(figure, [axes], 1)
+    legend_below(figure, [axes], 1)
     headline(axes, title)
     return figure
 
@@ -207,15 +220,6 @@ def judgements(data: pl.DataFrame, title: str) -> Figure:
     axes.set(xlabel="share of requests", xlim=(0, 1))
     percent_axis(axes.xaxis)
     axes.grid(axis="y", visible=False)
-    _legend(figure, [axes], 3)
+    legend_below(figure, [axes], 3)
     heading(figure, title)
     return figure
-
-
-def _legend(figure: Figure, panels, columns: int) -> None:
-    """One legend below all panels, each name once."""
-    names: dict = {}
-    for axes in panels:
-        names |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    place = {"loc": "outside lower center", "ncols": columns, "fontsize": 9, "frameon": False}
-    figure.legend(names.values(), names.keys(), **place)

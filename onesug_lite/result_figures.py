@@ -12,7 +12,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from onesug_lite.drawing import BLUE, GREY, ORANGE, PALETTE, groups, heading, headline
+from onesug_lite.drawing import BLUE, GREY, ORANGE, PALETTE, groups, heading, headline, legend_below, reach
 
 MARKERS = "os^Dv<>pPX"
 LINES = ("-", "--", "-.", ":")
@@ -29,7 +29,7 @@ def forest(data: pl.DataFrame, title: str) -> Figure:
     for axes, (metric, rows) in zip(panels, groups(data, "metric"), strict=True):
         for row in rows.iter_rows(named=True):
             place = labels.index(row["label"])
-            axes.errorbar(row["mean"], place, xerr=_reach(row), fmt="o", color=PALETTE[place % 10], capsize=4)
+            axes.errorbar(row["mean"], place, xerr=reach(row), fmt="o", color=PALETTE[place % 10], capsize=4)
         axes.set_xlabel(f"{metric} (%)")
     heading(figure, title)
     return figure
@@ -51,13 +51,13 @@ def differences(data: pl.DataFrame, title: str) -> Figure:
             place = labels.index(row["label"])
             clear = row["low"] > 0 or row["high"] < 0
             look = {"color": BLUE, "capsize": 4, "markerfacecolor": BLUE if clear else "white"}
-            axes.errorbar(row["mean"], place, xerr=_reach(row), fmt="o", label="ours", **look)
+            axes.errorbar(row["mean"], place, xerr=reach(row), fmt="o", label="ours", **look)
             seeds = row.get("each_seed") or []
             axes.plot(seeds, [place + 0.25] * len(seeds), ".", color=GREY, markersize=4, label="each seed")
             if row.get("published") is not None:
                 axes.plot(row["published"], place - 0.25, "D", color=ORANGE, markersize=5, label="the paper")
         axes.set_xlabel(f"{metric}, points")
-    _legend_below(figure, panels)
+    legend_below(figure, panels)
     heading(figure, title)
     return figure
 
@@ -84,7 +84,7 @@ def waterfall(data: pl.DataFrame, title: str, unit: str = "click MRR@16 (%)") ->
             continue
         axes.barh(place, row["change"], left=start[place], color=BLUE if row["change"] >= 0 else ORANGE)
         axes.plot([start[place]] * 2, [place - 1.4, place + 0.4], color=GREY, linewidth=0.8)
-        axes.errorbar(end[place], place, xerr=_reach(row | {"mean": row["change"]}), color="black", capsize=3)
+        axes.errorbar(end[place], place, xerr=reach(row, "change"), color="black", capsize=3)
         beyond = start[place] + max(row["high"], 0.0)
         axes.text(beyond, place, f"  {row['change']:+.1f}", va="center", fontsize=9)
     axes.barh(len(data), end[-1] - floor, left=floor, color=GREY)
@@ -112,9 +112,9 @@ def paper_beside_ours(data: pl.DataFrame, title: str) -> Figure:
             place = labels.index(row["label"])
             axes.plot([row["paper"], row["mean"]], [place] * 2, color="#c9c9c9", linewidth=1.5, zorder=1)
             axes.plot(row["paper"], place, "D", color=ORANGE, markerfacecolor="white", label="the paper, on its log")
-            axes.errorbar(row["mean"], place, xerr=_reach(row), fmt="o", color=BLUE, capsize=3, label="ours")
+            axes.errorbar(row["mean"], place, xerr=reach(row), fmt="o", color=BLUE, capsize=3, label="ours")
         axes.set_xlabel(f"{metric} (%)")
-    _legend_below(figure, panels)
+    legend_below(figure, panels)
     heading(figure, title)
     return figure
 
@@ -167,7 +167,7 @@ def training_watch(data: pl.DataFrame, title: str) -> Figure:
             axes.axhline(0, color=GREY, linewidth=1)
         axes.set_ylabel(name)
     panels[-1, 0].set_xlabel("training step")
-    _legend_below(figure, panels[:, 0], columns=3)
+    legend_below(figure, panels[:, 0], columns=3)
     heading(figure, title)
     return figure
 
@@ -224,7 +224,7 @@ def bands(data: pl.DataFrame, title: str) -> Figure:
     axes.set_xticks(range(len(names)), names)
     axes.set(xlabel="training clicks of the clicked query", ylabel="MRR@16 (%)")
     axes.grid(axis="x", visible=False)
-    _legend_below(figure, [axes], columns=3)
+    legend_below(figure, [axes], columns=3)
     headline(axes, title)
     return figure
 
@@ -238,17 +238,3 @@ def _rows(data: pl.DataFrame) -> tuple[Figure, list[Axes], list[str]]:
     panels[0][0].set_yticks(range(len(labels)), labels)
     panels[0][0].set_ylim(len(labels) - 0.5, -0.5)
     return figure, list(panels[0]), labels
-
-
-def _reach(row: dict) -> list[list[float]]:
-    """How far the interval reaches to both sides, as matplotlib wants it."""
-    return [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
-
-
-def _legend_below(figure: Figure, panels: list[Axes], columns: int = 4) -> None:
-    """One legend for all panels, each name once."""
-    names: dict = {}
-    for axes in panels:
-        names |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    place = {"loc": "outside lower center", "ncols": columns, "fontsize": 9, "frameon": False}
-    figure.legend(names.values(), names.keys(), **place)

@@ -13,7 +13,19 @@ import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from onesug_lite.drawing import BLUE, GREEN, GREY, ORANGE, PALETTE, RED, groups, heading, percent_axis
+from onesug_lite.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PALETTE,
+    RED,
+    groups,
+    heading,
+    legend_below,
+    percent_axis,
+    reach,
+)
 from onesug_lite.feedback import MARKET, OWN
 
 COLOURS = {"popularity": GREEN, "cascade": ORANGE, "generator": BLUE, "market": GREY}
@@ -48,7 +60,7 @@ def decay_curves(data: pl.DataFrame, title: str, published: Mapping[str, float] 
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     panels[0, 0].set_ylim(*_within(panels[0, 0].get_ylim()))
     panels[0, 0].set_ylabel("lost against daily updates (%)")
-    _legend(figure, panels[0], 2)
+    legend_below(figure, panels[0], 2)
     heading(figure, title)
     return figure
 
@@ -72,9 +84,8 @@ def schedule_costs(data: pl.DataFrame, title: str, published: Mapping[str, float
             place = rows.index(row["name"])
             if row["low"] is not None and np.isfinite(row["low"]):
                 clear = row["low"] > 0 or row["high"] < 0
-                reach = [[row["decay"] - row["low"]], [row["high"] - row["decay"]]]
                 colour = COLOURS.get(row["system"], GREY)
-                axes.errorbar(row["decay"], place, xerr=reach, fmt="o", color=colour, capsize=3,
+                axes.errorbar(row["decay"], place, xerr=reach(row, "decay"), fmt="o", color=colour, capsize=3,
                               markerfacecolor=colour if clear else "white")  # fmt: skip
             if published and row["schedule"] == "never" and row["system"] in published:
                 axes.plot(published[row["system"]], place - 0.25, "D", color=RED, markersize=5, label="the paper")
@@ -86,7 +97,7 @@ def schedule_costs(data: pl.DataFrame, title: str, published: Mapping[str, float
     blank = {"markerfacecolor": "white", "color": GREY}
     panels[0, 0].plot([], [], "o", color=GREY, label="interval excludes zero")
     panels[0, 0].plot([], [], "o", **blank, label="interval holds zero")
-    _legend(figure, panels[0], 3)
+    legend_below(figure, panels[0], 3)
     heading(figure, title)
     return figure
 
@@ -112,7 +123,7 @@ def loops(data: pl.DataFrame, title: str) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_ylim(bottom=0)
     percent_axis(panels[2].yaxis)
-    _legend(figure, panels, 2)
+    legend_below(figure, panels, 2)
     heading(figure, title)
     return figure
 
@@ -128,8 +139,7 @@ def loop_costs(data: pl.DataFrame, title: str) -> Figure:
     axes.axvline(0, color=GREY, linewidth=1)
     for place, row in enumerate(data.iter_rows(named=True)):
         colour, clear = COLOURS.get(row["system"], GREY), row["low"] > 0 or row["high"] < 0
-        reach = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
-        axes.errorbar(row["mean"], place, xerr=reach, fmt="o", color=colour, capsize=4,
+        axes.errorbar(row["mean"], place, xerr=reach(row), fmt="o", color=colour, capsize=4,
                       markerfacecolor=colour if clear else "white")  # fmt: skip
     axes.set_yticks(range(len(data)), data["system"].to_list())
     axes.set_ylim(len(data) - 0.5, -0.5)
@@ -141,12 +151,3 @@ def loop_costs(data: pl.DataFrame, title: str) -> Figure:
 def _within(ends: tuple[float, float]) -> tuple[float, float]:
     """Ends of an axis, cut at 100 %: a ratio of two small numbers, or its interval, may run far beyond what it says."""
     return max(ends[0], -100.0), min(ends[1], 100.0)
-
-
-def _legend(figure: Figure, panels, columns: int) -> None:
-    """One legend below all panels, each name once."""
-    names: dict = {}
-    for axes in panels:
-        names |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    place = {"loc": "outside lower center", "ncols": columns, "fontsize": 9, "frameon": False}
-    figure.legend(names.values(), names.keys(), **place)

@@ -8,8 +8,9 @@ import small_market
 from fake_experiments import fake_experiments
 
 from data_synth import ab_tests
-from onesug_lite import experiments
-from onesug_lite.experiments import METRICS, PAIRS, Experiments, ratio, read_experiments, run_experiments
+from onesug_lite import grid
+from onesug_lite.experiment_grid import run_experiments
+from onesug_lite.experiments import METRICS, PAIRS, Experiments, ratio, read_experiments
 from onesug_lite.grid import GridError
 from onesug_lite.metrics import BANDS
 from onesug_lite.variants import VARIANTS
@@ -128,7 +129,7 @@ def test_a_run_leaves_a_record_and_is_not_made_again(market, tmp_path, monkeypat
 
     # what is there is not made again; what was cut short, or is of other settings, is
     asked = []
-    monkeypatch.setattr(experiments, "run_notebook", lambda source, target, parameters, **_: asked.append(parameters))
+    monkeypatch.setattr(grid, "run_notebook", lambda source, target, parameters, **_: asked.append(parameters))
     assert run_experiments(tmp_path, "smoke", pairs=PAIRS[:1]) == [made] and asked == []
     run_experiments(tmp_path, "smoke", pairs=PAIRS[:1], sessions=61)
     assert [parameters["sessions"] for parameters in asked] == [61]
