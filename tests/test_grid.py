@@ -136,6 +136,18 @@ def test_an_engine_that_is_not_there_is_named(name, address, says):
         pass
 
 
+def test_settings_and_market_count_in_the_key():
+    """Else a table of other settings would take the records that lie there for its own."""
+    plain = record_key("sft", 0, "smoke")
+    others = [
+        record_key("sft", 0, "smoke", {"train.steps": 3}),
+        record_key("sft", 0, "smoke", market={"sessions": 3000}),
+        record_key("sft", 1, "smoke"),
+        record_key("sft_pre", 0, "smoke"),
+    ]
+    assert len({plain, *others}) == 5 and record_key("sft", 0, "smoke", {}, {}) == plain
+
+
 def test_the_command_runs_in_processes_and_changes_settings_and_market(tmp_path):
     """As ``make grid`` starts it: what is sent to a process must not depend on the name of the module."""
     told = ["--profile", "smoke", "--seeds", "1", "--jobs", "2", "--out", str(tmp_path), "--only", "popularity"]
