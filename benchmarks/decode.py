@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 
 import data_synth
+from onesug_lite.batches import collate_prompts
 from onesug_lite.decode import Beams, BeamSearcher, DecodeConfig, reference_search, suggest_queries
-from onesug_lite.generator import collate_prompts
 from onesug_lite.pipeline import Pipeline
 from onesug_lite.prompt import encode_queries
-from onesug_lite.training import set_seed
+from onesug_lite.trainer import set_seed
 from onesug_lite.trie import Trie
 
 DECODE = DecodeConfig()

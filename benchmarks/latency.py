@@ -79,8 +79,8 @@ def response_times(policy, requests: pl.DataFrame, rounds: int) -> dict:
 
 def against_generate(policy, serving, requests: pl.DataFrame) -> dict[str, float]:
     """Our two searches against the library's: queries, scores and time, the best of three for each request."""
+    from onesug_lite.batches import collate_prompts
     from onesug_lite.decode import reference_search
-    from onesug_lite.generator import collate_prompts
 
     searches = {
         "generate": lambda ids, mask: reference_search(policy.model, ids, mask, policy.decode),

@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 
 import data_synth
-from onesug_lite.generator import build_generator, collate, query_logits
+from onesug_lite.batches import collate
+from onesug_lite.generator import build_generator, query_logits
 from onesug_lite.pipeline import Pipeline
 from onesug_lite.policy import OneSugPolicy
 from onesug_lite.prompt import encode_queries

@@ -12,7 +12,8 @@ import typer
 from .config import MarketConfig, MarketError, market_config
 from .describe import describe_market
 from .market import check_target, write_market
-from .query_list import build_pool, read_query_list
+from .query_list import read_query_list
+from .query_tastes import build_pool
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 

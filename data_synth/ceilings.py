@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from .catalogue import period_of
 from .config import MarketConfig, MarketError
 from .keystrokes import heads
-from .market import FIRST_DAY
+from .market_tables import FIRST_DAY
 from .oracle import Oracle, Posterior
 from .policies import Batch, Policy, builtin_policy, recall
 from .responses import click_places, click_probability, outcome_probability, price, reading

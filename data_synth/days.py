@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from .config import MarketError
 from .experiment import suggester_policy
-from .market import _candidate_table, _request_table  # a day's log is written as the market writes its own
+from .market_tables import candidate_table, request_table
 from .sessions import day_sessions, first_histories, play_days
 from .shoppers import draw_shoppers, profile_texts
 from .world import SPAN, World
@@ -88,7 +88,7 @@ class DailyMarket:
         day = day._replace(session=self.day * self.sessions + day.session)
         ids = (self.day + 1) * SPAN + np.arange(day.who.size)
         profiles = profile_texts(world.catalogue, self.shoppers.profile)
-        tables = _request_table(play, day, 0, ids, profiles), _candidate_table(world, day, ids)
+        tables = request_table(play, day, 0, ids, profiles), candidate_table(world, day, ids)
         self.day += 1
         requests, candidates = map(_plain, tables)
         return DayLog(requests.sort("time", "request_id"), candidates)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from .catalogue import Catalogue, Pool, build_catalogue, period_of
+from .catalogue import Catalogue, Pool, period_of
+from .catalogue_building import build_catalogue
 from .config import MarketConfig, MarketError
 from .counts import Index, add_counts, build_index
 from .keystrokes import Typing, build_typing, draw_forms, typed_heads

@@ -1,6 +1,6 @@
 """OneSug-lite: generative query suggestion, one stage a module.
 
-Data flows one way: ``log`` -> ``pairs`` -> ``align`` -> ``rqvae`` -> ``sid_search`` -> ``prompt`` -> ``generator``
+Data flows one way: ``log`` -> ``pairs`` -> ``align`` -> ``rqvae`` -> ``prefix_search`` -> ``prompt`` -> ``generator``
 -> ``reward`` -> ``preference`` -> ``decode`` -> ``policy`` -> ``metrics``; ``cascade`` is the baseline beside them.
 ``pipeline`` chains the stages and ``store`` keeps their results.
 """

@@ -28,10 +28,10 @@ import torch
 
 from onesug_lite.features import CHEAP, CascadeConfig, Features, Requests, Tally, tokenise
 from onesug_lite.folders import replacing
-from onesug_lite.prompt import clean
 from onesug_lite.rankers import DCN, DIN, batch_of
 from onesug_lite.recall import Recall
 from onesug_lite.requests import history_and_profile, one_request
+from onesug_lite.tokenizer import clean
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -100,7 +100,7 @@ class Cascade:
     @cached_property
     def encoder(self) -> SentenceTransformer:
         """The text encoder; after :meth:`load` it is read only when a new prefix comes."""
-        from onesug_lite.align import load_encoder
+        from onesug_lite.encoder import load_encoder
 
         return load_encoder(self._folder / "encoder")
 
@@ -170,7 +170,7 @@ class Cascade:
         vectors = self.recall.prefix_vectors[code]  # those of new prefixes are replaced
         new = np.flatnonzero(code < 0)
         if len(new):
-            from onesug_lite.align import embed
+            from onesug_lite.encoder import embed
 
             vectors[new] = embed(self.encoder, [prefixes[at] for at in new])
         ids = np.concatenate([self.features.tokens, tokenise(self.tokenizer, [*others, ""], self.config.tokens)])
@@ -194,7 +194,7 @@ class Cascade:
         from safetensors.numpy import save_file
         from safetensors.torch import save_model
 
-        from onesug_lite.align import save_encoder
+        from onesug_lite.encoder import save_encoder
 
         with replacing(folder) as new:
             recall = self.recall

@@ -54,7 +54,7 @@ def train_cascade(
     Source:
         Paper, offline table, for the three stages; how they are trained is not told.
     """
-    from onesug_lite.align import embed
+    from onesug_lite.encoder import embed
 
     clicks = clicked(train).group_by("prefix", "query").agg(clicks=pl.len().cast(pl.Int64)).sort("prefix", "query")
     strange = pairs.prefix_query.join(clicks, on=["prefix", "query"], how="anti")

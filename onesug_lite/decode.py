@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onesug_lite.batches import Prompt, collate_prompts
 from onesug_lite.beam import Beams, BeamSearcher, DecodeConfig, check_trie, searchable
 from onesug_lite.beam import beam_search as beam_search  # callers find all of decoding here
-from onesug_lite.generator import Prompt, collate_prompts, prompt_vectors
+from onesug_lite.generator import prompt_vectors
 from onesug_lite.packed import IMPOSSIBLE
-from onesug_lite.prompt import decode_queries
+from onesug_lite.tokenizer import decode_queries
 from onesug_lite.trie import Trie
 
 if TYPE_CHECKING:
@@ -181,14 +182,23 @@ def suggest_queries(
         whole = ((found.tokens == eos_id).any(dim=2) & (found.scores > IMPOSSIBLE / 10)).tolist()
         for place, (row, scores) in enumerate(zip(rows, found.scores.tolist(), strict=True)):
             queries = texts[place * found_per_prompt : (place + 1) * found_per_prompt]
-            suggestions[row] = _merge(queries, scores, whole[place])[: config.results]
+            suggestions[row] = merge_queries(queries, scores, whole[place])[: config.results]
         bar.update(len(rows))
     bar.close()
     return suggestions
 
 
-def _merge(queries: Sequence[str], scores: Sequence[float], whole: Sequence[bool]) -> list[tuple[str, float]]:
-    """Join equal queries, drop the unusable and sort."""
+def merge_queries(queries: Sequence[str], scores: Sequence[float], whole: Sequence[bool]) -> list[tuple[str, float]]:
+    """Join equal queries, drop the unusable and sort.
+
+    Args:
+        queries: texts of one request, as written.
+        scores: their log-probabilities; those of equal texts are added as probabilities.
+        whole: whether each was written to its end.
+
+    Returns:
+        (query, log-probability), best first; equals by their texts.
+    """
     merged: dict[str, float] = {}
     for query, score, ended in zip(queries, scores, whole, strict=True):
         if ended and query and "\ufffd" not in query:

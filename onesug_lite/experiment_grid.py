@@ -16,8 +16,9 @@ import typer
 from tqdm import tqdm
 
 from onesug_lite.experiments import FOLDER, PAIRS
-from onesug_lite.grid import code_key, kept_or_run, record_key, run_code
+from onesug_lite.grid import kept_or_run
 from onesug_lite.profiles import sizes
+from onesug_lite.record_keys import code_key, record_key, run_code
 from onesug_lite.store import fingerprint, source_checksums
 
 RUN = "experiment_run.ipynb"

@@ -23,8 +23,8 @@ import polars as pl
 
 from onesug_lite.folders import replacing
 from onesug_lite.generator_learner import UpdateConfig
-from onesug_lite.learners import Learner, cut, learner_of, made_of, past
-from onesug_lite.log import CLICKS, Log, check_log
+from onesug_lite.learners import Learner, learner_of, made_of, past
+from onesug_lite.log import CLICKS, Log, check_log, part_of
 from onesug_lite.significance import Resampled
 
 STAGES = {"popularity": ("counts",), "cascade": ("rankers",), "generator": ("search", "supervised")}
@@ -190,7 +190,7 @@ def lived(
     whole = _read(source)
     of, by_day = whole.requests["time"].dt.date(), []
     for day in of.unique().sort():
-        by_day.append(cut(whole, of == day))
+        by_day.append(part_of(whole, of == day))
     start, feed = joined(by_day[:window]), by_day[window:]
 
     def morning() -> Market:

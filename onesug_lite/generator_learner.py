@@ -22,9 +22,9 @@ import polars as pl
 from onesug_lite.learners import check_update, counts_of
 from onesug_lite.log import Log, clicked
 from onesug_lite.policy import OneSugPolicy
+from onesug_lite.prefix_search import PrefixSearch
 from onesug_lite.prompt import build_prompts, encode_queries
 from onesug_lite.requests import history_and_profile
-from onesug_lite.sid_search import PrefixSearch
 
 if TYPE_CHECKING:
     from onesug_lite.losses import PreferenceConfig
@@ -86,7 +86,7 @@ class GeneratorLearner:
 
     def updated(self, stage: str, log: Log, day: date, seed: int, work: Path, days: int = 1) -> GeneratorLearner:
         """See :class:`Learner`."""
-        from onesug_lite.training import set_seed
+        from onesug_lite.trainer import set_seed
 
         check_update(self, stage, log, day)
         set_seed(seed)

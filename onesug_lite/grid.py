@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -15,8 +14,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -24,18 +21,15 @@ import joblib
 import nbformat
 import papermill
 import typer
+from filelock import FileLock
 from nbclient import NotebookClient
 from tqdm import tqdm
 
-from onesug_lite.profiles import sizes
+from onesug_lite.record_keys import NOTEBOOKS, RUN, record_key
 from onesug_lite.records import Grid, read_records
-from onesug_lite.store import code_fingerprint, hash_file, library_versions, source_checksums
 from onesug_lite.variants import VARIANTS, variant
 
-NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
-RUN = "grid_run.ipynb"
-
-AHEAD = NOTEBOOKS.parent / "build" / "ahead"  # apart from the results chapter's records: both may run at once
+AHEAD = NOTEBOOKS.parent / "build" / "records"  # where the chapters look for fresh ones
 
 app = typer.Typer(add_completion=False, help="Run chapters, the grid of the tables, or refresh the notebooks.")
 
@@ -134,6 +128,8 @@ def run_table(
 def kept_or_run(notebook: str, record: Path, values: dict) -> dict:
     """The record of one run: the one that is there if it was made with the same key, else a new one.
 
+    While one process makes a record, another that asks for the same one waits for it.
+
     Args:
         notebook: name of the one that writes such records.
         record: JSON file; the executed notebook lands in ``runs/`` beside it.
@@ -142,13 +138,16 @@ def kept_or_run(notebook: str, record: Path, values: dict) -> dict:
     Raises:
         GridError: unknown parameter.
     """
-    with suppress(OSError, ValueError):
-        made = json.loads(record.read_text(encoding="utf-8"))
-        if made.get("key") == values["key"]:
-            return made
-    executed = record.parent / "runs" / f"{record.stem}.ipynb"
-    run_notebook(NOTEBOOKS / notebook, executed, values | {"record": str(record)}, progress=False)
-    return json.loads(record.read_text(encoding="utf-8"))
+    record.parent.mkdir(parents=True, exist_ok=True)
+    # two chapters that run at once share the work instead of doubling it
+    with FileLock(record.with_name(f".{record.stem}.lock")):
+        with suppress(OSError, ValueError):
+            made = json.loads(record.read_text(encoding="utf-8"))
+            if made.get("key") == values["key"]:
+                return made
+        executed = record.parent / "runs" / f"{record.stem}.ipynb"
+        run_notebook(NOTEBOOKS / notebook, executed, values | {"record": str(record)}, progress=False)
+        return json.loads(record.read_text(encoding="utf-8"))
 
 
 class Sources(NamedTuple):
@@ -189,69 +188,11 @@ def chapter_records(build: str | Path, profile: str, seeds: int = 1, reference: 
     return Sources(fresh, fresh, "fresh", folder)
 
 
-def record_key(
-    name: str,
-    seed: int,
-    profile: str,
-    changes: Mapping[str, object] | None = None,
-    market: Mapping[str, object] | None = None,
-) -> str:
-    """Fingerprint (32 hex digits) of all that a record depends on.
-
-    These are the row and the sizes it resolves to, the seed, the code of both packages and of the notebook that runs
-    it, and the versions of the libraries. The table of rows is not code: changing one row leaves the others' keys
-    alone.
-
-    Args:
-        name: variant.
-        seed: of its models.
-        profile: sizes.
-        changes: settings of all rows that differ from the profile's.
-        market: knobs of the market that differ.
-
-    Raises:
-        ValueError: unknown variant, profile or setting.
-    """
-    row = variant(name)
-    told = {
-        "row": {key: value for key, value in asdict(row).items() if key != "label"},
-        "sizes": asdict(sizes(profile).changed(changes or {}).changed(row.changes)),
-        "market": dict(market or {}),
-        "seed": seed,
-        "profile": profile,
-        "code": code_key(),
-    }
-    return _digest(told)
-
-
-@cache
-def code_key() -> str:
-    """Fingerprint (32 hex digits) of what all records of a grid share: code of both packages and the run, libraries."""
-    code = code_fingerprint(["pipeline"])
-    for data in ("variants", "profiles"):  # their content counts by what it says of a row
-        code.pop(f"onesug_lite.{data}", None)
-    run, imported = run_code(RUN)
-    market = source_checksums([*imported, "data_synth.market"])
-    words = {path.name: hash_file(path) for path in sorted((NOTEBOOKS.parent / "data_synth").glob("lexicon_*.yaml"))}
-    return _digest({"code": code, "market": market | words, "notebook": run, "libraries": library_versions()})
-
-
-def run_code(notebook: str) -> tuple[list[str], list[str]]:
-    """The code cells of a notebook that writes records, and the modules of the market that it imports from, sorted."""
-    cells = nbformat.read(NOTEBOOKS / notebook, as_version=4).cells
-    run = [cell.source for cell in cells if cell.cell_type == "code"]
-    return run, sorted(set(re.findall(r"^from (data_synth\S*) import", "\n".join(run), re.MULTILINE)))
-
-
-def _digest(told: dict) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
 @contextmanager
 def _building_ahead(profile: str) -> Iterator[None]:
     """Run the table's grid in a second process meanwhile, so that the second core trains what later chapters read.
 
-    The store keeps the two apart: a stage that one builds, the other waits for. What fails there fails again, and is
+    Store and records keep the two apart: what one makes, the other waits for. What fails there fails again, and is
     reported, in the chapter that needs it.
     """
     command = [sys.executable, "-m", "onesug_lite.grid", "table", "--profile", profile, "--seeds", "1"]

@@ -14,9 +14,10 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 
+from onesug_lite.batches import Prompt, collate_prompts
 from onesug_lite.beam import BeamSearcher, DecodeConfig
 from onesug_lite.cost_model import GeneratorCost, Machine, fit_machine, total
-from onesug_lite.generator import GeneratorConfig, Prompt, build_generator, collate_prompts
+from onesug_lite.generator import GeneratorConfig, build_generator
 from onesug_lite.latency import Stopwatch, median_time
 from onesug_lite.serving import SidIndex
 from onesug_lite.sid_search import nearest

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import polars as pl
 
-from onesug_lite.log import Log, clicked
-from onesug_lite.popularity import PopularityCompletion
+from onesug_lite.log import Log, clicked, part_of
+from onesug_lite.popularity import PopularityCompletion, count_clicks
 
 if TYPE_CHECKING:
     from onesug_lite.cascade import Cascade
@@ -82,13 +82,7 @@ def past(log: Log, day: date, days: int | None = None) -> Log:
     if not keep.any():
         told = "no day" if days is None else f"none of the {days} days"
         raise LeakError(f"the log holds {told} before {day}, so there is nothing to learn from; start on a later day")
-    return cut(log, keep)
-
-
-def cut(log: Log, keep: pl.Series) -> Log:
-    """Some of a log's requests, with their candidates."""
-    requests = log.requests.filter(keep)
-    return Log(requests, log.candidates.filter(pl.col("request_id").is_in(requests["request_id"].implode())))
+    return part_of(log, keep)
 
 
 def check_past(log: Log, day: date) -> None:
@@ -120,7 +114,7 @@ def check_update(learner: Learner, stage: str, log: Log, day: date) -> None:
 
 def counts_of(log: Log) -> pl.DataFrame:
     """Clicks by (prefix, query), sorted."""
-    return clicked(log).group_by("prefix", "query").agg(clicks=pl.len()).sort("prefix", "query")
+    return count_clicks(clicked(log))
 
 
 class PopularityLearner:
@@ -173,7 +167,7 @@ class CascadeLearner:
         """See :class:`Learner`."""
         from onesug_lite.cascade_training import train_cascade
         from onesug_lite.pairs import mine_pairs
-        from onesug_lite.training import set_seed
+        from onesug_lite.trainer import set_seed
 
         check_update(self, stage, log, day)
         set_seed(seed)

@@ -42,11 +42,8 @@ Any real search log can be written this way; nothing here knows where a log came
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date, timedelta
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
@@ -93,8 +90,8 @@ class LogError(ValueError):
     """A log breaks its contract; the message names the table, the row, what was found and what to do."""
 
 
-class _RowError(LogError):
-    """A row breaks the contract; :func:`_naming_files` says where in the table's files it is."""
+class RowError(LogError):
+    """A row breaks the contract; :mod:`onesug_lite.log_files` says where in the table's files it is."""
 
     def __init__(self, table: str, row: int, fault: str):
         super().__init__(f"{table} row {row} {fault}")
@@ -127,86 +124,6 @@ class Split(NamedTuple):
     test: Log
 
 
-def log_files(folder: str | Path) -> dict[str, dict[str, Path]]:
-    """Find the files of both tables of a log.
-
-    Args:
-        folder: a log.
-
-    Returns:
-        For ``requests`` and for ``candidates``, files by name: the one named as the table, or its shards in
-        the order of their names, each as ``requests/shard.parquet``.
-
-    Raises:
-        LogError: a table is missing, or is there both as a file and as shards.
-    """
-    found = {}
-    for table in REQUIRED:
-        file, shards = Path(folder, f"{table}.parquet"), sorted(Path(folder, table).glob("*.parquet"))
-        if shards and file.is_file():
-            raise LogError(
-                f"{file} and the shards in {shards[0].parent} both hold {table}; remove {file.name} to read the "
-                f"shards, or the folder {table} to read the file."
-            )
-        if not shards and not file.is_file():
-            raise LogError(
-                f"{file} is missing, and so are shards {table}/*.parquet; a log is a folder with requests and "
-                "candidates, each a file or a folder of shards."
-            )
-        found[table] = {f"{table}/{shard.name}": shard for shard in shards} or {table: file}
-    return found
-
-
-def read_log(folder: str | Path, first: date | None = None, last: date | None = None) -> Log:
-    """Read a log or some days of it, check what was read, and put its requests in the order of time.
-
-    Unknown columns are dropped, a missing profile or history becomes an empty list, and requests are
-    sorted by time and then request id. Candidates keep the order of their files.
-
-    Args:
-        folder: holds both tables.
-        first: day of the earliest requests to read; None for the log's first.
-        last: day of the latest requests to read, itself included; None for the log's last.
-
-    Returns:
-        The log; nothing in it breaks the contract of this module.
-
-    Raises:
-        LogError: a file is missing or unreadable, no request is of those days, or :func:`check_log` finds
-            a fault; a row is named by its number in the table and, in a shard, by its number there.
-    """
-    files = log_files(folder)
-    wanted = [] if first is None else [pl.col("time") >= first]
-    if last is not None:
-        wanted.append(pl.col("time") < last + timedelta(days=1))
-    parts = _read("requests", files, wanted)
-    requests = pl.concat(parts, how="diagonal")
-    if wanted and requests.is_empty():
-        times = pl.concat([pl.scan_parquet(file).select("time") for file in files["requests"].values()])
-        times = times.collect()["time"].drop_nulls()
-        if len(times):
-            raise LogError(
-                f"no request from first={first} to last={last}; the log's first day is {times.min().date()} and "
-                f"its last {times.max().date()}; choose days among them."
-            )
-    # Checked before sorting, so that the row numbers of an error are those of the file.
-    with _naming_files("requests", files, wanted):
-        _check_requests(requests)
-    if not requests.select(pl.struct("time", "request_id")).to_series().is_sorted():
-        requests = requests.sort("time", "request_id")
-    ids = requests["request_id"]
-    if wanted:
-        # A range of ids rules out row groups by their statistics, which a list of ids does not.
-        spans = [(part["request_id"].min(), part["request_id"].max()) for part in parts if part.height]
-        near = pl.any_horizontal([pl.col("request_id").is_between(*span) for span in spans])
-        wanted = [near, pl.col("request_id").is_in(ids.implode())]
-    del parts  # a copy of the requests, if they were sorted
-    candidates = pl.concat(_read("candidates", files, wanted), how="diagonal")
-    with _naming_files("candidates", files, wanted):
-        _check_candidates(candidates, ids)
-    return Log(requests, candidates)
-
-
 def check_log(log: Log) -> None:
     """Raise at the first broken rule of the contract; return nothing when all hold.
 
@@ -220,12 +137,12 @@ def check_log(log: Log) -> None:
             one; a position outside 1 to 16 or given twice in a request; a negative revenue; a propensity
             outside (0, 1].
     """
-    _check_requests(log.requests)
-    _check_candidates(log.candidates, log.requests["request_id"])
+    check_requests(log.requests)
+    check_candidates(log.candidates, log.requests["request_id"])
 
 
-def _check_requests(requests: pl.DataFrame) -> None:
-    _check_columns("requests", requests)
+def check_requests(requests: pl.DataFrame) -> None:
+    check_columns("requests", requests)
     if requests.is_empty():
         raise LogError("requests has no rows; a log needs at least one request.")
     blank = pl.col("prefix").str.contains(BLANK)
@@ -233,8 +150,8 @@ def _check_requests(requests: pl.DataFrame) -> None:
     _refuse_repeats("requests", requests, ["request_id"], "request_id {request_id}", "request ids are unique")
 
 
-def _check_candidates(candidates: pl.DataFrame, request_ids: pl.Series) -> None:
-    _check_columns("candidates", candidates)
+def check_candidates(candidates: pl.DataFrame, request_ids: pl.Series) -> None:
+    check_columns("candidates", candidates)
     refuse = partial(_refuse, "candidates", candidates)
     refuse_repeats = partial(_refuse_repeats, "candidates", candidates)
     behaviour, position, revenue = pl.col("behaviour"), pl.col("position"), pl.col("revenue")
@@ -329,9 +246,9 @@ def split_by_time(
             f"{test_from}, last day {last}; expected first < validation <= test <= last."
         )
     split = Split(
-        train=_part(log, days < validation_from),
-        validation=_part(log, (days >= validation_from) & (days < test_from)),
-        test=_part(log, days >= test_from),
+        train=part_of(log, days < validation_from),
+        validation=part_of(log, (days >= validation_from) & (days < test_from)),
+        test=part_of(log, days >= test_from),
     )
     if validation_from < test_from and split.validation.requests.is_empty():
         raise LogError(f"no request from {validation_from} to the day before {test_from}; choose days that have some.")
@@ -359,38 +276,7 @@ def clicked(log: Log) -> pl.DataFrame:
     )
 
 
-def _read(table: str, files: dict[str, dict[str, Path]], wanted: list[pl.Expr]) -> list[pl.DataFrame]:
-    """Read the contract's columns and the wanted rows of each file; a null list becomes an empty one."""
-    parts = []
-    for name, file in files[table].items():
-        try:
-            held = pl.read_parquet_schema(file)
-            _check_columns(table, pl.DataFrame(schema=held), name)
-            columns = [column for column in REQUIRED[table] | OPTIONAL[table] if column in held]
-            lists = pl.col(pl.List(pl.String)).fill_null([]).list.drop_nulls()
-            parts.append(pl.scan_parquet(file).filter(*wanted).select(columns).with_columns(lists).collect())
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise LogError(f"{file} cannot be read as Parquet ({error}); write it again.") from error
-    return parts
-
-
-@contextmanager
-def _naming_files(table: str, files: dict[str, dict[str, Path]], wanted: list[pl.Expr]) -> Iterator[None]:
-    """Where a row of what :func:`_read` read is at fault, name its shard and its row in the files instead."""
-    try:
-        yield
-    except _RowError as error:
-        row, before = error.row, 0
-        for name, file in files[table].items():
-            rows = pl.scan_parquet(file, row_index_name="row").filter(*wanted).select("row").collect()["row"]
-            if row < len(rows):
-                whole = "" if name == table else f" ({table} row {before + rows[row]})"
-                raise LogError(f"{name} row {rows[row]}{whole} {error.fault}") from None
-            row, before = row - len(rows), before + pl.scan_parquet(file).select(pl.len()).collect().item()
-        raise
-
-
-def _check_columns(table: str, frame: pl.DataFrame, name: str | None = None) -> None:
+def check_columns(table: str, frame: pl.DataFrame, name: str | None = None) -> None:
     for column, kind in (REQUIRED[table] | OPTIONAL[table]).items():
         if column not in frame.columns and column in REQUIRED[table]:
             raise LogError(
@@ -413,7 +299,7 @@ def _refuse(table: str, frame: pl.DataFrame, broken: pl.Expr, found: str, remedy
     if len(rows):
         values = frame.row(rows[0], named=True)
         more = f" ({len(rows)} such rows)" if len(rows) > 1 else ""
-        raise _RowError(table, rows[0], f"{found.format(**values)}{more}; {remedy}.")
+        raise RowError(table, rows[0], f"{found.format(**values)}{more}; {remedy}.")
 
 
 def _refuse_repeats(table: str, frame: pl.DataFrame, key: list[str], found: str, remedy: str) -> None:
@@ -428,6 +314,12 @@ def _refuse_repeats(table: str, frame: pl.DataFrame, key: list[str], found: str,
             _refuse(table, frame, repeated, f"repeats {found}", remedy)
 
 
-def _part(log: Log, where: pl.Series) -> Log:
-    requests = log.requests.filter(where)
+def part_of(log: Log, keep: pl.Series) -> Log:
+    """Some of a log's requests, each with its candidates.
+
+    Args:
+        log: R requests.
+        keep: ``Boolean`` (R,).
+    """
+    requests = log.requests.filter(keep)
     return Log(requests, log.candidates.filter(pl.col("request_id").is_in(requests["request_id"].implode())))

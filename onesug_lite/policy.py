@@ -14,12 +14,14 @@ from pathlib import Path
 
 import polars as pl
 
+from onesug_lite.batches import Prompt
 from onesug_lite.decode import DecodeConfig, prepare, suggest_queries
 from onesug_lite.folders import replacing
-from onesug_lite.generator import Prompt, load_generator, save_generator
-from onesug_lite.prompt import PromptConfig, build_prompts, clean
+from onesug_lite.generator import load_generator, save_generator
+from onesug_lite.prefix_search import PrefixSearch
+from onesug_lite.prompt import PromptConfig, build_prompts
 from onesug_lite.requests import history_and_profile, one_request
-from onesug_lite.sid_search import PrefixSearch
+from onesug_lite.tokenizer import clean
 from onesug_lite.trie import trie_of
 
 

@@ -118,3 +118,12 @@ class PopularityCompletion:
             best = [self._queries[index] for index in self._by_rank[np.sort(ranks)]]
             self._completions[prefix, k] = best
         return self._completions[prefix, k]
+
+
+def count_clicks(clicks: pl.DataFrame) -> pl.DataFrame:
+    """``prefix``, ``query``, ``clicks``, sorted: how often each query was clicked under each prefix.
+
+    Args:
+        clicks: a row a click, as :func:`onesug_lite.log.clicked` gives them.
+    """
+    return clicks.group_by("prefix", "query").agg(clicks=pl.len()).sort("prefix", "query")

@@ -18,20 +18,13 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from onesug_lite.generator import Prompt, collate, query_logits
+from onesug_lite.batches import Prompt, collate
+from onesug_lite.generator import query_logits
 from onesug_lite.losses import PreferenceConfig, listwise_loss, pairwise_loss, sequence_log_probs
 from onesug_lite.prompt import PromptConfig, encode_queries
 from onesug_lite.reward import LEVELS, PreferenceSets
-from onesug_lite.training import (
-    Examples,
-    Steps,
-    TrainResult,
-    bf16_pays,
-    check_examples,
-    fingerprint,
-    plan_batches,
-    run_trainer,
-)
+from onesug_lite.trainer import Steps, TrainResult, bf16_pays, fingerprint, run_trainer
+from onesug_lite.training import Examples, check_examples, plan_batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -12,10 +12,10 @@ from onesug_lite.features import CascadeConfig
 from onesug_lite.generator import GeneratorConfig
 from onesug_lite.losses import PreferenceConfig
 from onesug_lite.pairs import PairConfig
+from onesug_lite.prefix_search import SearchConfig
 from onesug_lite.prompt import PromptConfig
 from onesug_lite.reward import RewardConfig
 from onesug_lite.rqvae import RQVAEConfig
-from onesug_lite.sid_search import SearchConfig
 from onesug_lite.training import TrainConfig
 
 

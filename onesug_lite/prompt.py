@@ -1,11 +1,11 @@
-r"""Text in, token ids out: the tokeniser and the encoder's input.
+r"""Text in, token ids out: the encoder's input and what the decoder has to write.
 
 The encoder reads one line of text per request, in four segments::
 
     [CLS] prefix [SEP] related queries [SEP] history [SEP] profile
 
 Related queries and earlier searches are lists, so an item token stands between their entries. Everything a
-shopper typed is cleaned first and can never produce one of these control tokens, whatever it spells.
+shopper typed is cleaned first (:mod:`onesug_lite.tokenizer`) and can never produce one of these control tokens.
 
 A prompt is a row of *positions*. Written out, each token has its own; ``pooled``, an item (a related query, an earlier
 search, a profile attribute) is one position that holds all its tokens, which enter the model as one vector. That makes
@@ -20,24 +20,20 @@ Source: paper, section "One encoder-decoder" (the four segments); the sizes and 
 
 from __future__ import annotations
 
-import unicodedata
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from onesug_lite.tokenizer import PromptError, clean
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase
 
-    from onesug_lite.generator import Prompt
+    from onesug_lite.batches import Prompt
 
-# In this order, so that <s>, <pad>, </s> and <unk> have the ids that BART gives them.
-CONTROL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<sep>", "<item>", "<match>")
 
 _ID_DIGITS = 7  # of a raw id: larger ones are cut down to their last digits; a blank and a digit are two tokens at most
-
-# Control characters, format characters, surrogates, private use and unassigned code points.
-_DROPPED = frozenset(("Cc", "Cf", "Cs", "Co", "Cn"))
 
 
 @dataclass(frozen=True)
@@ -62,103 +58,6 @@ class PromptConfig:
         """The longest prompt these sizes allow, in positions."""
         items = (self.related + self.history) * (1 if self.pooled else self.item_tokens + 1 + self.marks)
         return 1 + self.prefix_tokens + 3 + items + self.profile_tokens + (4 * _ID_DIGITS + 2 if self.ids else 0)
-
-
-class PromptError(ValueError):
-    """A request that no prompt can be built from; the message names the row."""
-
-
-def clean(text: str | None) -> str:
-    r"""Bring a text into the one form that all stages use.
-
-    Compatibility forms are folded (NFKC: full-width letters, ligatures), letters are lowered, control and
-    format characters go, runs of white space become one blank. Scripts without case, such as Chinese, and
-    emoji pass through; invisible joiners between emoji are format characters and go. Never raises, and
-    cleaning twice changes nothing.
-
-    Args:
-        text: any string, also one with lone surrogates; ``None`` counts as empty.
-
-    Returns:
-        The cleaned text, without blanks at its ends.
-
-    Source: ours.
-    """
-    text = text or ""
-    if text.isascii() and text.isprintable():
-        return " ".join(text.lower().split())
-    for _ in range(4):  # lowering can undo a composition and dropping can allow one; two rounds settle nearly all texts
-        before = text
-        spaced = "".join(" " if char.isspace() else char for char in unicodedata.normalize("NFKC", text).lower())
-        kept = "".join(char for char in spaced if char != "\ufffd" and unicodedata.category(char) not in _DROPPED)
-        text = " ".join(unicodedata.normalize("NFKC", kept).split())
-        if text == before:
-            break
-    return text
-
-
-def train_tokenizer(texts: Iterable[str], config: PromptConfig) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokeniser.
-
-    Words are split into the most frequent byte sequences; since every byte has a token, any text, in any
-    script, can be written and read back. Chinese has no blanks between words, and whole queries would become
-    single tokens that share nothing with what was typed of them; so each Chinese character stands alone.
-    Give it texts of the training days only, or the test leaks into the vocabulary.
-
-    Args:
-        texts: prefixes, queries and profile attributes; a text given twice counts twice.
-        config: uses ``vocab_size`` and ``min_frequency``.
-
-    Returns:
-        A Hugging Face tokeniser with the control tokens as special tokens. The same texts give the same
-        vocabulary.
-
-    Raises:
-        PromptError: when ``vocab_size`` has no room for the 256 bytes and the control tokens.
-
-    Source: ours; BART's tokeniser is of the same kind.
-    """
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    smallest = 256 + len(CONTROL_TOKENS)
-    if config.vocab_size < smallest:
-        raise PromptError(
-            f"vocab_size is {config.vocab_size}; the bytes and the control tokens alone need {smallest}, so "
-            "give at least that many"
-        )
-    tokenizer = Tokenizer(models.BPE())
-    # A blank before each text makes a word the same token at the start of a query and inside one. Before a Chinese
-    # character it would do the opposite.
-    tokenizer.normalizer = normalizers.Prepend(" ")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"\A (?=\p{Han})"), "removed"),
-            pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size,
-        min_frequency=config.min_frequency,
-        special_tokens=list(CONTROL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((clean(text) for text in texts), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        cls_token="<s>",
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        sep_token="<sep>",
-        additional_special_tokens=["<item>", "<match>"],
-        clean_up_tokenization_spaces=False,
-        model_max_length=10**6,  # segments are cut one by one; the tokeniser itself has nothing to warn of
-    )
 
 
 def build_prompts(
@@ -294,27 +193,6 @@ def encode_queries(tokenizer: PreTrainedTokenizerBase, queries: Sequence[str], c
     ids = _Encoded(tokenizer, cleaned)
     end = [tokenizer.eos_token_id]
     return [ids.of(text)[: config.query_tokens - 1] + end for text in cleaned]
-
-
-def decode_queries(tokenizer: PreTrainedTokenizerBase, ids: Iterable[Sequence[int]]) -> list[str]:
-    """Read token ids back as text, the inverse of ``encode_queries``.
-
-    Args:
-        tokenizer: the one that wrote the ids.
-        ids: N sequences; control tokens and padding are left out.
-
-    Returns:
-        N texts. Bytes that form no character, as an untrained model writes them, appear as U+FFFD.
-    """
-    sequences = [[int(token) for token in sequence] for sequence in ids]
-    if not sequences:
-        return []
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        texts = backend.decode_batch(sequences, skip_special_tokens=True)
-    else:
-        texts = [tokenizer.decode(sequence, skip_special_tokens=True) for sequence in sequences]
-    return [text.strip() for text in texts]
 
 
 class _ControlIds(NamedTuple):

@@ -30,8 +30,8 @@ class Recall:
                       two neighbours swapped
     ================  ==================================================================================================
 
-    The vector of a prefix is pooled as in :class:`onesug_lite.sid_search.PrefixSearch`: its own embedding plus the mean
-    of those of the queries clicked under it, weighed by log2(1 + clicks). A new prefix is its own embedding.
+    The vector of a prefix is pooled as in :class:`onesug_lite.prefix_search.PrefixSearch`: its own embedding plus
+    the mean of those of the queries clicked under it, weighed by log2(1 + clicks). A new prefix is its own embedding.
 
     Args:
         queries: the pool, Q distinct texts.

@@ -21,14 +21,16 @@ import polars as pl
 import torch
 import torch.nn.functional as F
 
-from onesug_lite.decode import _merge
+from onesug_lite.batches import Prompt, collate_prompts
+from onesug_lite.decode import merge_queries
 from onesug_lite.fast_decode import FastSearcher
-from onesug_lite.generator import Prompt, collate_prompts
 from onesug_lite.onnx_export import OnnxGenerator
 from onesug_lite.policy import OneSugPolicy
-from onesug_lite.prompt import build_prompts, clean, decode_queries
+from onesug_lite.prefix_search import PrefixSearch
+from onesug_lite.prompt import build_prompts
 from onesug_lite.requests import history_and_profile
-from onesug_lite.sid_search import PrefixSearch, nearest, search
+from onesug_lite.sid_search import nearest, search
+from onesug_lite.tokenizer import clean, decode_queries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,7 +103,7 @@ class SidIndex:
 
 
 class PrefixIndex:
-    """Related queries of one prefix: those of :meth:`onesug_lite.sid_search.PrefixSearch.related`.
+    """Related queries of one prefix: those of :meth:`onesug_lite.prefix_search.PrefixSearch.related`.
 
     The prefixes that were clicked under are looked up in a table, made here once. For others there are no clicks to
     pool, so that the vector is the prefix's own embedding: that of ``PrefixSearch`` up to rounding.
@@ -130,7 +132,7 @@ class PrefixIndex:
 
     @torch.inference_mode()
     def _embedded(self, text: str) -> np.ndarray:
-        """A text alone through the encoder; ``align.embed`` fills up a batch so that every digit is the same."""
+        """A text alone through the encoder; ``encoder.embed`` fills up a batch so that every digit is the same."""
         encoder = self.source.encoder
         cut = encoder.max_seq_length or 512
         found = encoder.tokenizer([text], truncation=True, max_length=cut, return_tensors="pt")
@@ -242,7 +244,7 @@ class ServingPolicy:
         found = self.searcher.search(*collate_prompts([prompt], self.searcher.pad), results=self._found)
         texts = decode_queries(self.policy.tokenizer, found.tokens[0].tolist())
         whole = (found.tokens[0] == self.searcher.eos).any(dim=1).tolist()
-        return _merge(texts, found.scores[0].tolist(), whole)[: self.decode.results]
+        return merge_queries(texts, found.scores[0].tolist(), whole)[: self.decode.results]
 
     def __call__(self, requests: pl.DataFrame) -> list[list[str]]:
         """Ranked query strings of each request, one after another."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onesug_lite.generator import pad
+from onesug_lite.batches import pad
 from onesug_lite.prompt import PromptConfig, encode_queries
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ import polars as pl
 import pytest
 import torch
 
-from onesug_lite.align import AlignConfig, draw_batches, embed, load_encoder, save_encoder, train_encoder
+from onesug_lite.align import AlignConfig, draw_batches, train_encoder
+from onesug_lite.encoder import embed, load_encoder, save_encoder
 from onesug_lite.pairs import Pairs
 
 TYPES = ["shoes", "lamp", "phone case", "running shirt", "coffee mug", "红色连衣裙"]

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from onesug_lite import cascade_training
-from onesug_lite.align import load_encoder
 from onesug_lite.cascade import Cascade, Stages, survival
 from onesug_lite.cascade_training import train_cascade
+from onesug_lite.encoder import load_encoder
 from onesug_lite.features import (
     CHANNELS,
     COLUMNS,

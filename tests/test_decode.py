@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 import torch
 
+from onesug_lite.batches import collate_prompts, pad
 from onesug_lite.decode import (
     BeamSearcher,
     DecodeConfig,
-    _merge,
     beam_search,
+    merge_queries,
     reference_search,
     suggest_queries,
 )
-from onesug_lite.generator import GeneratorConfig, build_generator, collate_prompts, pad, query_logits
+from onesug_lite.generator import GeneratorConfig, build_generator, query_logits
 from onesug_lite.losses import sequence_log_probs
 from onesug_lite.packed import PackedBart
-from onesug_lite.prompt import PromptConfig, build_prompts, encode_queries, train_tokenizer
+from onesug_lite.prompt import PromptConfig, build_prompts, encode_queries
+from onesug_lite.tokenizer import train_tokenizer
 from onesug_lite.training import Examples, TrainConfig, train_supervised
 from onesug_lite.trie import Trie
 
@@ -201,10 +203,12 @@ def test_suggestions(trained, tokenizer, prompts):
 
 
 def test_equal_texts_add_up_and_unusable_ones_go():
-    merged = _merge(["b", "a", "b", "", "c\ufffd", "d"], [-1.0, -0.9, -1.0, -0.1, -0.1, -0.1], [True] * 5 + [False])
+    merged = merge_queries(
+        ["b", "a", "b", "", "c\ufffd", "d"], [-1.0, -0.9, -1.0, -0.1, -0.1, -0.1], [True] * 5 + [False]
+    )
     assert [query for query, _ in merged] == ["b", "a"]
     assert merged[0][1] == pytest.approx(np.log(2 * np.exp(-1.0)))
-    assert _merge(["z", "a"], [-1.0, -1.0], [True, True]) == [("a", -1.0), ("z", -1.0)]
+    assert merge_queries(["z", "a"], [-1.0, -1.0], [True, True]) == [("a", -1.0), ("z", -1.0)]
 
 
 def test_other_architectures_go_through_generate(tokenizer, prompts):

@@ -9,20 +9,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from onesug_lite import training
+from onesug_lite import trainer, training
+from onesug_lite.batches import collate, collate_prompts, pad
 from onesug_lite.generator import (
     GeneratorConfig,
     build_generator,
-    collate,
-    collate_prompts,
     embed_prompt,
     load_generator,
-    pad,
     query_logits,
     save_generator,
 )
-from onesug_lite.prompt import PromptConfig, train_tokenizer
-from onesug_lite.training import Examples, TrainConfig, fingerprint, plan_batches, set_seed, train_supervised
+from onesug_lite.prompt import PromptConfig
+from onesug_lite.tokenizer import train_tokenizer
+from onesug_lite.trainer import fingerprint, set_seed
+from onesug_lite.training import Examples, TrainConfig, plan_batches, train_supervised
 
 SMALL = GeneratorConfig(d_model=32, encoder_layers=1, decoder_layers=1, heads=2, ffn=64, dropout=0.1, max_positions=48)
 TRAIN = TrainConfig(steps=12, batch_size=8, warmup=2, log_every=2, save_every=4, group_batches=2)
@@ -108,7 +108,7 @@ def test_resuming_does_not_start_from_the_beginning(tokenizer, examples, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         train(tokenizer, examples, tmp_path)
     monkeypatch.setattr(training, "collate", collate)
-    assert training._checkpoint_of(tmp_path, (tmp_path / "run.txt").read_text()).name == "checkpoint-8"
+    assert trainer._checkpoint_of(tmp_path, (tmp_path / "run.txt").read_text()).name == "checkpoint-8"
 
 
 def test_checkpoint_cut_short_falls_back_to_the_one_before(tokenizer, examples, uninterrupted, tmp_path, monkeypatch):

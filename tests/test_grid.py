@@ -1,8 +1,12 @@
 """Running notebooks: unknown parameters, failing cells, records."""
 
+import json
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -10,17 +14,8 @@ import papermill
 import pytest
 
 from onesug_lite import grid
-from onesug_lite.grid import (
-    NOTEBOOKS,
-    RUN,
-    GridError,
-    chapter_paths,
-    code_key,
-    engine,
-    record_key,
-    run_notebook,
-    run_table,
-)
+from onesug_lite.grid import GridError, chapter_paths, engine, run_notebook, run_table
+from onesug_lite.record_keys import NOTEBOOKS, RUN, code_key, record_key
 from onesug_lite.records import Grid, read_records
 from onesug_lite.variants import VARIANTS
 
@@ -94,6 +89,20 @@ def test_records_of_one_run(market, tmp_path, monkeypatch):
     made.clear()
     run_table(tmp_path, "smoke", names=["popularity"])
     assert made == ["popularity"]
+
+
+def test_two_that_ask_for_a_record_at_once_make_it_once(tmp_path, monkeypatch):
+    made = []
+
+    def run(source, target, parameters, **_):
+        made.append(parameters["key"])
+        time.sleep(0.3)
+        Path(parameters["record"]).write_text(json.dumps({"key": parameters["key"]}))
+
+    monkeypatch.setattr(grid, "run_notebook", run)
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(grid.kept_or_run, "x.ipynb", tmp_path / "new" / "a.json", {"key": "k"}) for _ in range(3)]
+    assert [each.result() for each in asked] == [{"key": "k"}] * 3 and made == ["k"]
 
 
 def test_one_changed_row_changes_its_own_key_alone(monkeypatch):

@@ -14,10 +14,11 @@ from onesug_lite.latency_growth import beam_growth, pool_growth, predicted, prom
 from onesug_lite.onnx_export import OnnxGenerator, export_onnx
 from onesug_lite.policy import OneSugPolicy
 from onesug_lite.popularity import PopularityCompletion
-from onesug_lite.prompt import clean
+from onesug_lite.prefix_search import PrefixSearch
 from onesug_lite.requests import history_and_profile
 from onesug_lite.serving import Memory, PrefixIndex, ServingPolicy, SidIndex
-from onesug_lite.sid_search import PrefixSearch, search
+from onesug_lite.sid_search import search
+from onesug_lite.tokenizer import clean
 
 
 # ---------------------------------------------------------------- stopwatch

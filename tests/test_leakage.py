@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from onesug_lite.log import log_files
+from onesug_lite.log_files import log_files
 from onesug_lite.pipeline import Pipeline
 
 PLANTED = "never searched before this one"

@@ -16,9 +16,9 @@ from onesug_lite.log import (
     check_log,
     clicked,
     day_number,
-    read_log,
     split_by_time,
 )
+from onesug_lite.log_files import read_log
 
 START = datetime(2025, 3, 1, 23, 30)
 
@@ -219,7 +219,7 @@ def test_optional_columns_are_kept_where_a_log_has_them(tmp_path):
 
 
 def test_normalising_keeps_the_optional_columns():
-    from onesug_lite.pipeline import normalise
+    from onesug_lite.log_files import normalise
 
     full = with_optional(small_log())
     shouted = full.candidates.with_columns(query=pl.col("query").str.to_uppercase())

@@ -36,7 +36,8 @@ from data_synth import (
     write_market,
     write_shard,
 )
-from data_synth.catalogue import Catalogue, Parts, Pool, build_catalogue, period_of
+from data_synth.catalogue import Catalogue, Parts, Pool, period_of
+from data_synth.catalogue_building import build_catalogue
 from data_synth.counts import add_counts, build_index, find_rows
 from data_synth.keystrokes import (
     FORMS,
@@ -65,7 +66,8 @@ from data_synth.responses import (
 )
 from data_synth.sessions import day_sessions
 from data_synth.shoppers import draw_intents, profile_codes, profile_texts
-from onesug_lite.log import CANDIDATE_SCHEMA, REQUEST_SCHEMA, clicked, read_log, split_by_time
+from onesug_lite.log import CANDIDATE_SCHEMA, REQUEST_SCHEMA, clicked, split_by_time
+from onesug_lite.log_files import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = market_config("smoke", shard_sessions=2_000)  # three shards
@@ -1203,7 +1205,7 @@ def test_the_name_of_a_market_hangs_on_the_code_and_the_words(tmp_path, monkeypa
     assert len(used) > 8 and len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("name", ["_write_queries", "_truth_table"])
+@pytest.mark.parametrize("name", ["write_queries", "truth_table"])
 def test_an_interrupt_leaves_nothing_behind(tmp_path, monkeypatch, name):
     calls = []
 
@@ -1222,7 +1224,7 @@ def test_an_interrupted_shard_leaves_no_file(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     world = build_world(TINY)
-    monkeypatch.setattr("data_synth.market._shopper_table", interrupted)
+    monkeypatch.setattr("data_synth.market.shopper_table", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_shard(world, 0, tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -1234,7 +1236,7 @@ def test_a_market_is_replaced_only_by_force_and_only_when_the_new_one_is_there(t
     with pytest.raises(MarketError, match="already holds a market; choose another folder, or --force"):
         write_market(replace(TINY, seed=1), out)
     with monkeypatch.context() as broken:
-        broken.setattr("data_synth.market._write_queries", lambda *_: 1 / 0)
+        broken.setattr("data_synth.market.write_queries", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             write_market(replace(TINY, seed=1), out, force=True)
     assert digests(out) == before

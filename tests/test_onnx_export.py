@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from onesug_lite.batches import collate_prompts
 from onesug_lite.decode import BeamSearcher, DecodeConfig, reference_search
 from onesug_lite.fast_decode import FastSearcher
-from onesug_lite.generator import GeneratorConfig, build_generator, collate_prompts, prompt_vectors, query_logits
+from onesug_lite.generator import GeneratorConfig, build_generator, prompt_vectors, query_logits
 from onesug_lite.onnx_export import OnnxError, OnnxGenerator, export_onnx
-from onesug_lite.prompt import PromptConfig, train_tokenizer
+from onesug_lite.prompt import PromptConfig
+from onesug_lite.tokenizer import train_tokenizer
 
 WORDS = ["red", "blue", "shoes", "phone", "case", "running", "men", "kids"]
 PROMPT = PromptConfig(vocab_size=330)

@@ -9,11 +9,12 @@ import torch
 
 from onesug_lite.generator import build_generator, load_generator
 from onesug_lite.log import LogError
-from onesug_lite.pipeline import Pipeline, normalise
+from onesug_lite.log_files import normalise
+from onesug_lite.pipeline import Pipeline
 from onesug_lite.policy import OneSugPolicy, PolicyError
 from onesug_lite.profiles import PROFILES, sizes
-from onesug_lite.prompt import PromptError
 from onesug_lite.store import code_fingerprint
+from onesug_lite.tokenizer import PromptError
 from onesug_lite.variants import VARIANTS, Variant, variant
 
 

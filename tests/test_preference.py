@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from onesug_lite.generator import GeneratorConfig, build_generator, collate
+from onesug_lite.batches import collate
+from onesug_lite.generator import GeneratorConfig, build_generator
 from onesug_lite.preference import PreferenceConfig, candidate_log_probs, example_weights, train_preference
-from onesug_lite.prompt import PromptConfig, build_prompts, encode_queries, train_tokenizer
+from onesug_lite.prompt import PromptConfig, build_prompts, encode_queries
 from onesug_lite.reward import PreferenceSets
+from onesug_lite.tokenizer import train_tokenizer
 from onesug_lite.training import Examples, TrainConfig, train_supervised
 from onesug_lite.trie import Trie
 

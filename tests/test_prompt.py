@@ -11,16 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onesug_lite.prompt import (
-    CONTROL_TOKENS,
-    PromptConfig,
-    PromptError,
-    build_prompts,
-    clean,
-    decode_queries,
-    encode_queries,
-    train_tokenizer,
-)
+from onesug_lite.prompt import PromptConfig, build_prompts, encode_queries
+from onesug_lite.tokenizer import CONTROL_TOKENS, PromptError, clean, decode_queries, train_tokenizer
 
 CONFIG = PromptConfig(vocab_size=400)
 WRITTEN_OUT = replace(CONFIG, pooled=False)

@@ -18,8 +18,9 @@ from sklearn.utils import extmath
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from data_synth.config import MarketError
-from data_synth.query_list import KINDS, MAX_COUNT, _name_departments, induce_tastes, read_query_list
-from onesug_lite.prompt import clean
+from data_synth.query_list import KINDS, MAX_COUNT, read_query_list
+from data_synth.query_tastes import _name_departments, induce_tastes
+from onesug_lite.tokenizer import clean
 
 ROOT = Path(__file__).resolve().parents[1]
 PLENTY = [f"good query {place}" for place in range(60)]  # enough for a market
@@ -425,7 +426,7 @@ def test_wrong_arguments_of_tastes_are_errors(texts, counts, departments, size, 
 
 DRAW = """
 import hashlib, random
-from data_synth.query_list import induce_tastes
+from data_synth.query_tastes import induce_tastes
 rng = random.Random(0)
 texts = sorted({"".join(rng.choices("abcdefghij ", k=rng.randrange(4, 20))).strip() or "x" for _ in range(3000)})
 for seed in (0, 0, 1):

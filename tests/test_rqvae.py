@@ -5,17 +5,8 @@ import pytest
 import torch
 from vector_quantize_pytorch import ResidualVQ
 
-from onesug_lite.rqvae import (
-    RQVAE,
-    RQVAEConfig,
-    codebook_report,
-    load_rqvae,
-    nearest_code,
-    revive_codes,
-    save_rqvae,
-    start_codebooks,
-    train_rqvae,
-)
+from onesug_lite.rqvae import RQVAE, RQVAEConfig, codebook_report, load_rqvae, nearest_code, save_rqvae
+from onesug_lite.rqvae_training import revive_codes, start_codebooks, train_rqvae
 
 SMALL = RQVAEConfig(
     levels=3,

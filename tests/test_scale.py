@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from data_synth import PROFILES, build_world, market_config, write_market
 from data_synth.__main__ import app
-from data_synth.catalogue import build_catalogue
+from data_synth.catalogue_building import build_catalogue
 from data_synth.counts import find_rows
 from data_synth.keystrokes import prefix_keys
 from data_synth.world import play_shard

@@ -5,9 +5,11 @@ import polars as pl
 import pytest
 import torch
 
-from onesug_lite import align
-from onesug_lite.rqvae import RQVAEConfig, train_rqvae
-from onesug_lite.sid_search import PrefixSearch, SearchConfig, nearest, search
+from onesug_lite import encoder
+from onesug_lite.prefix_search import PrefixSearch, SearchConfig
+from onesug_lite.rqvae import RQVAEConfig
+from onesug_lite.rqvae_training import train_rqvae
+from onesug_lite.sid_search import nearest, search
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -103,7 +105,7 @@ CLICKS = pl.DataFrame(
 
 @pytest.fixture
 def make(monkeypatch):
-    monkeypatch.setattr(align, "embed", letters)
+    monkeypatch.setattr(encoder, "embed", letters)
     config = RQVAEConfig(levels=2, codes=4, latent=4, hidden=8, steps=40, warmup_steps=10, batch_size=16)
     rqvae = train_rqvae(letters(None, QUERIES), config, torch.Generator().manual_seed(0)).model
 
@@ -182,7 +184,7 @@ def test_a_saved_search_answers_alike_and_reads_the_encoder_last(make, tmp_path,
     assert loaded.related(["re", "la"], ["red shoes", None]) == built.related(["re", "la"], ["red shoes", None])
     assert "encoder" not in loaded.__dict__
     read = []
-    monkeypatch.setattr(align, "load_encoder", lambda folder: read.append(folder) or LetterEncoder())
+    monkeypatch.setattr(encoder, "load_encoder", lambda folder: read.append(folder) or LetterEncoder())
     assert loaded.related(["unseen", "re"]) == built.related(["unseen", "re"])
     assert read == [tmp_path / "search" / "encoder"]
     PrefixSearch.load(tmp_path / "search").save(tmp_path / "second")  # an encoder that was never read is copied
