@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from onesug_lite.drawing import BLUE, GREY, ORANGE, PALETTE, groups, heading, headline, percent_axis
+from onesug_lite.drawing import BLUE, GREY, ORANGE, PALETTE, groups, heading, headline, legend_below, percent_axis
 from onesug_lite.result_figures import LINES, MARKERS
 
 
@@ -116,4 +118,40 @@ def reduction_by_hop(data: pl.DataFrame, published: float, title: str) -> Figure
     percent_axis(axes.yaxis)
     axes.legend(fontsize=9)
     headline(axes, title)
+    return figure
+
+
+def under_load(
+    data: pl.DataFrame, bursts: Iterable[tuple[float, float]], marks: Iterable[tuple[float, str]], title: str
+) -> Figure:
+    """Response time and memory along a load run; bursts are shaded.
+
+    Args:
+        data: ``at`` (start of each part, seconds), ``response p50``, ``response p95``, ``response p99`` (milliseconds),
+            ``megabytes``.
+        bursts: start and end of each, in seconds.
+        marks: seconds and name of what happened on the way, drawn as lines.
+        title: the finding, computed by the caller.
+    """
+    figure, (times, memory) = plt.subplots(2, 1, sharex=True, figsize=(7.2, 5.2), height_ratios=[2, 1])
+    for place, q in enumerate((50, 95, 99)):
+        look = {"color": PALETTE[(0, 2, 3)[place]], "linestyle": LINES[place], "drawstyle": "steps-post"}
+        times.plot(data["at"], data[f"response p{q}"], label=f"p{q}", **look)
+    memory.plot(data["at"], data["megabytes"], color=BLUE, drawstyle="steps-post")
+    for axes in (times, memory):
+        for place, (start, end) in enumerate(bursts):
+            axes.axvspan(start, end, color=ORANGE, alpha=0.2, linewidth=0, label="burst" if place == 0 else None)
+        for at, _ in marks:
+            axes.axvline(at, color=GREY, linewidth=1.5, linestyle=":")
+    for at, name in marks:
+        memory.annotate(f" {name}", (at, 0.1), xycoords=("data", "axes fraction"), fontsize=9)
+    times.set(ylabel="response (ms)", yscale="log")
+    low, high = times.get_ylim()
+    ticks = [base * 10**power for power in range(-3, 7) for base in (1, 2, 5) if low <= base * 10**power <= high]
+    times.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    times.yaxis.set_minor_locator(NullLocator())
+    memory.set(xlabel="seconds of the run", ylabel="resident (MB)")
+    memory.set_ylim(0, float(data["megabytes"].max()) * 1.15)
+    legend_below(figure, [times])
+    heading(figure, title)
     return figure

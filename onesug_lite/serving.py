@@ -6,13 +6,18 @@ encoder's work is *not* reused. It attends both ways, so each letter changes wha
 holds; only the first layer's projections of those positions would stay equal, and these only while prefix and related
 queries keep their number of positions (see :func:`onesug_lite.cost_model.reusable_share`).
 
+A request cannot cost more than others by its size: of a history the searches that the prompt holds are read, of a
+profile as many attributes as it has room for, of any text the first :data:`LONGEST` characters. What is no text is
+refused by name.
+
 Source: ours.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import islice
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +41,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+LONGEST = 1_000
+"""Characters of a text that are read, and those that a request, or a text, may have in all to be remembered."""
+
+
 class Memory:
     """The latest results of a function of hashable keys; the one not asked for longest goes first.
 
     Args:
-        kept: results held at most; 0 remembers nothing.
+        kept: results held at most; 0 remembers nothing, as do keys of more than :data:`LONGEST` characters.
 
     Attributes:
         hits: results that were there.
@@ -62,11 +71,37 @@ class Memory:
             return self._held[key]
         self.misses += 1
         result = make()
-        if self.kept:
+        if self.kept and _characters(key) <= LONGEST:
             self._held[key] = result
             if len(self._held) > self.kept:
                 self._held.popitem(last=False)
         return result
+
+
+def _characters(key: Hashable) -> int:
+    """Characters of all texts in a key; a text counts one more, as nothing is free."""
+    if isinstance(key, tuple):
+        return sum(map(_characters, key))
+    return 1 + (len(key) if isinstance(key, str) else 0)
+
+
+def _texts(name: str, given: Iterable[str | None] | None) -> tuple[str, ...]:
+    """A list of texts, checked and each cut to what is read; None stands for nothing, as a list and as an entry."""
+    if given is None:
+        return ()
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise TypeError(f"{name} is {_shown(given)}; expected a list of texts")
+    texts = tuple(given)
+    for place, text in enumerate(texts):
+        if text is not None and not isinstance(text, str):
+            raise TypeError(f"{name} entry {place} is {_shown(text)}; expected text or None")
+    return tuple((text or "")[:LONGEST] for text in texts)
+
+
+def _shown(value: object) -> str:
+    """A value in an error: short, ASCII alone, with its type."""
+    written = ascii(value)
+    return f"{written if len(written) <= 40 else written[:37] + '...'} ({type(value).__name__})"
 
 
 class SidIndex:
@@ -214,13 +249,14 @@ class ServingPolicy:
         if self.index is None:
             return None
         text = clean(prefix or "")
-        return self.memory.related.get(text, lambda: self.index.related(text))
+        # a blank prefix is refused by the prompt and needs no search
+        return self.memory.related.get(text, lambda: self.index.related(text)) if text else []
 
     def prompt(self, prefix: str, related: list[str] | None, history: Sequence[str], profile: Sequence[str]) -> Prompt:
         """The encoder's input.
 
         Raises:
-            PromptError: the prefix is empty or blank.
+            PromptError: the prefix is None, empty or blank.
         """
         held = None if related is None else [related]
         return build_prompts(self.tokenizer, [prefix], held, [history], [profile], self.policy.prompt)[0]
@@ -228,16 +264,31 @@ class ServingPolicy:
     def suggest(self, prefix: str, history: Sequence[str] = (), profile: Sequence[str] = ()) -> list[tuple[str, float]]:
         """Ranked (query, log-probability) pairs, best first: those of :meth:`OneSugPolicy.suggest`.
 
+        They are those for the first :data:`LONGEST` characters of each text, should one be longer.
+
         Args:
             prefix: what was typed.
             history: earlier searches, oldest first.
             profile: attributes of the shopper.
 
         Raises:
-            PromptError: the prefix is empty or blank.
+            PromptError: the prefix is None, empty or blank.
+            TypeError: the prefix is no text, or history or profile are no lists of texts; the message names which.
         """
-        key = (prefix, tuple(history), tuple(profile))
+        key = self._read(prefix, history, profile)
         return list(self.memory.answers.get(key, lambda: self._suggest(*key)))
+
+    def _read(self, prefix: Any, history: Any, profile: Any) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
+        """What of a request an answer depends on, checked."""
+        if prefix is not None and not isinstance(prefix, str):
+            raise TypeError(f"prefix is {_shown(prefix)}; expected text")
+        sizes, earlier = self.policy.prompt, _texts("history", history)
+        said = filter(clean, _texts("profile", profile))  # each has a token or more
+        return (
+            prefix and prefix[:LONGEST],
+            earlier[-sizes.history :] if sizes.history else (),
+            tuple(islice(said, sizes.profile_tokens)),
+        )
 
     def _suggest(self, prefix: str, history: Sequence[str], profile: Sequence[str]) -> list[tuple[str, float]]:
         prompt = self.prompt(prefix, self.related(prefix), history, profile)
