@@ -39,7 +39,7 @@ export JUPYTER_PLATFORM_DIRS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install book html test lab grid experiments refresh bench bench-latency clean
+.PHONY: help install book html test lab grid experiments updates rounds refresh bench bench-latency clean
 .DELETE_ON_ERROR:
 
 help:
@@ -85,9 +85,8 @@ html: $(INSTALLED) ## render the chapters that are in build/book again, after a 
 test: $(INSTALLED) ## check style, run the tests, and rerun every chapter at smoke size
 	"$(BIN)ruff" check
 	"$(BIN)ruff" format --check
-	ONESUG_PROFILE=smoke "$(BIN)python" -m pytest tests $(ARGS)
-	$(if $(NOTEBOOKS),ONESUG_PROFILE=smoke "$(BIN)python" -m pytest --nbval-lax --nbval-current-env \
-		--nbval-cell-timeout=600 $(NOTEBOOKS))
+	ONESUG_PROFILE=smoke "$(BIN)python" -m pytest -n $(JOBS) --dist loadfile \
+		--nbval-lax --nbval-current-env --nbval-cell-timeout=900 tests $(NOTEBOOKS) $(ARGS)
 
 lab: $(INSTALLED) ## open JupyterLab on the notebooks
 	"$(BIN)jupyter" lab --notebook-dir=notebooks
@@ -99,8 +98,14 @@ grid: $(INSTALLED) ## train and score every row of the results table, SEEDS seed
 experiments: $(INSTALLED) ## let pairs of systems serve the same shoppers, SEEDS model seeds each, into results/
 	"$(BIN)python" -m onesug_lite.experiment_grid --profile $(PROFILE) --seeds $(SEEDS) --jobs $(JOBS) --out results $(ARGS)
 
+updates: $(INSTALLED) ## follow every schedule of updates day by day, SEEDS model seeds each, into results/
+	"$(BIN)python" -m onesug_lite.update_grid --profile $(PROFILE) --seeds $(SEEDS) --jobs $(JOBS) --out results $(ARGS)
+
+rounds: $(INSTALLED) ## let the generator answer, learn from what came of it and answer again, SEEDS model seeds, into results/
+	"$(BIN)python" -m onesug_lite.round_grid --profile $(PROFILE) --seeds $(SEEDS) --jobs $(JOBS) --out results $(ARGS)
+
 refresh: $(INSTALLED) ## run the committed notebooks again, in place, at lite size
-	"$(BIN)python" -m onesug_lite.grid refresh --profile lite
+	"$(BIN)python" -m onesug_lite.grid refresh --profile lite $(ARGS)
 
 bench: $(INSTALLED) ## measure speed and memory: each script prints a table and writes JSON to build/bench
 	@mkdir -p build/bench

@@ -23,7 +23,7 @@ here*, or *yet*; where they are missing there is *no record yet*.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -33,6 +33,7 @@ import numpy as np
 import yaml
 
 from onesug_lite.experiments import FOLDER, Experiments, ratio, read_experiments
+from onesug_lite.identities import IDENTITIES
 from onesug_lite.records import METRICS, Grid, read_records
 from onesug_lite.significance import Estimate
 
@@ -178,13 +179,14 @@ def _conditions(parts: Sequence[Measurement]) -> list[str]:
     return found
 
 
-def measure(test: Mapping, grid: Grid | None, label: str = "") -> list[Measurement]:
+def measure(test: Mapping, grid: Grid | None, label: str = "", required: bool = True) -> list[Measurement]:
     """Measure one comparison of a claim on each of its metrics.
 
     Args:
         test: one of a claim's ``tests``.
         grid: the records; none where there are none.
         label: name of the records where they are not the claim's main ones.
+        required: whether the claim waits for it where its records are missing.
     """
     first, second = test["first"], test["second"]
     condition = test.get("condition") or label or f"{first} against {second}"
@@ -201,7 +203,6 @@ def measure(test: Mapping, grid: Grid | None, label: str = "") -> list[Measureme
             than = f"{rows} {there}".strip() if there else ""
             estimate = grid.difference(first, second, metric, f"{rows} {here}".strip(), than)
             verdict = judge(estimate, published, test.get("within"))
-        required = "under" not in test
         found.append(Measurement(first, second, cell + slices, estimate, published, verdict, condition, required))
     return found
 
@@ -244,48 +245,6 @@ def _turned(estimate: Estimate, better: int) -> Estimate:
         return estimate
     each = tuple(-value for value in estimate.each_seed)
     return estimate._replace(mean=-estimate.mean, low=-estimate.high, high=-estimate.low, each_seed=each)
-
-
-# ---------------------------------------------------------------- calculations
-def one_rejected_query() -> dict[str, bool]:
-    """For each reading of the hinge, whether both losses agree on one rejected query, to 1e-6, wherever it stands."""
-    import torch
-
-    from onesug_lite.losses import PreferenceConfig, listwise_loss, pairwise_loss
-
-    rejected = torch.linspace(-6, 6, 49)[:, None]
-    inputs = torch.zeros(49), rejected, torch.full_like(rejected, 2.0)
-    names = {"violated": "the hinge on the violated side", "none": "no hinge", "printed": "the hinge as printed"}
-    return {
-        name: torch.allclose(
-            pairwise_loss(*inputs, config).loss, listwise_loss(*inputs, config).loss, rtol=0, atol=1e-6
-        )
-        for hinge, name in names.items()
-        for config in [PreferenceConfig(hinge=hinge)]
-    }
-
-
-def released_scores() -> dict[str, bool]:
-    """For each reading of the click rate, whether some rate between 0 and 1 gives the released scores 0.97 and 0.47.
-
-    They belong to a query click and a shown query, whose levels weigh 1.0 and 0.5.
-    """
-    from onesug_lite.reward import RewardConfig, reward
-
-    rates = np.linspace(0, 1, 1001)
-    names = {"plain": "the plain click rate", "centred": "a click rate less its mean"}
-    return {
-        name: all(
-            np.abs(reward(np.array(level), rates, 0.2, RewardConfig(ctr_factor=factor)) - score).min() < 5e-3
-            for level, score in ((1.0, 0.97), (0.5, 0.47))
-        )
-        for factor, name in names.items()
-    }
-
-
-IDENTITIES: dict[str, Callable[[], dict[str, bool]]] = {
-    function.__name__: function for function in (one_rejected_query, released_scores)
-}
 
 
 def read_online(folder: str | Path) -> Experiments | None:
@@ -336,11 +295,10 @@ def judge_claims(folder: str | Path) -> list[Entry]:
                 parts = [part for test in claim["experiments"] for part in measure_experiment(test, online)]
                 entries.append(Entry(section, claim, conclude(parts), tuple(parts)))
             else:
-                parts = [
-                    part
-                    for test in claim["tests"]
-                    for part in measure(test, grid(test.get("under", "")), test.get("under", ""))
-                ]
+                parts, main = [], claim["tests"][0].get("under", "")  # other records are conditions, and may be missing
+                for test in claim["tests"]:
+                    under = test.get("under", "")
+                    parts += measure(test, grid(under), under, under == main)
                 entries.append(Entry(section, claim, conclude(parts), tuple(parts)))
     return entries
 

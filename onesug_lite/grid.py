@@ -283,10 +283,19 @@ def _assigned(pairs: list[str] | None) -> dict[str, object]:
 
 
 @app.command()
-def refresh(profile: str = "lite") -> None:
+def refresh(
+    profile: str = "lite",
+    only: Annotated[
+        list[str] | None, typer.Option(help="a notebook, as 12_latency; may be given several times")
+    ] = None,
+) -> None:
     """Execute the committed notebooks in place and keep their outputs, without progress lines and machine traces."""
     os.environ["ONESUG_PROFILE"] = profile
-    for path in [*chapter_paths(), NOTEBOOKS / RUN]:
+    paths = [*chapter_paths(), *sorted(NOTEBOOKS.glob("*_run.ipynb"))]
+    unknown = sorted(set(only or ()) - {path.stem for path in paths})
+    if unknown:
+        raise typer.BadParameter(f"no notebook '{unknown[0]}'; expected one of {', '.join(p.stem for p in paths)}")
+    for path in paths if not only else [path for path in paths if path.stem in only]:
         typer.echo(f"refresh {path.name} ({profile})", err=True)
         notebook = nbformat.read(path, as_version=4)
         NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()

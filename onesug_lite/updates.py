@@ -6,16 +6,15 @@ trained on for some steps also becomes better at what it knew, and a cascade tha
 there is a control that is updated every day as well, but on the days before the first one, and learns nothing new.
 Steps are counted a day: an update that comes every three days takes three times as many.
 
-**Decay** is what a schedule loses against the same system updated every day with all that it has, in per cent of the
-latter's metric, on the same requests. **Age** is the number of whole days between the last day that was learnt from and
-the day that is answered.
+**Age** is the number of whole days between the last day that was learnt from and the day that is answered. What a
+schedule loses is worked out in :mod:`onesug_lite.decay`, apart from what is trained here.
 
-Source: paper, daily updates and decay without them [third-party notes]; controls and intervals: ours.
+Source: paper, daily updates [third-party notes]; controls: ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -27,15 +26,7 @@ from onesug_lite.folders import replacing
 from onesug_lite.generator_learner import UpdateConfig
 from onesug_lite.learners import Learner, first_answered, learner_of, made_of, past
 from onesug_lite.log import Log, clicked
-from onesug_lite.metrics import hit_rate, ranks, reciprocal_rank
-from onesug_lite.significance import Resampled
-
-METRICS = {"HR@16": hit_rate, "MRR@16": reciprocal_rank}
-REFERENCE = "daily"
-"""The schedule that decay is measured against, of each system."""
-
-PUBLISHED = {"generator": 0.6, "cascade": 1.1}
-"""Per cent that is lost without daily updates (third-party notes); over how long is not told."""
+from onesug_lite.metrics import ranks
 
 
 @dataclass(frozen=True)
@@ -186,10 +177,34 @@ def _write(frame: pl.DataFrame, file: Path) -> None:
     new.replace(file)
 
 
+def schedules_of(system: str, names: Collection[str] = ()) -> list[Schedule]:
+    """Some schedules of a system, in their order.
+
+    Args:
+        system: one of :data:`onesug_lite.learners.SYSTEMS`.
+        names: of the schedules; all by default.
+
+    Raises:
+        ValueError: no such system or schedule.
+    """
+    if system not in SCHEDULES:
+        raise ValueError(f"system is '{system}'; expected one of {', '.join(SCHEDULES)}")
+    known = {schedule.name: schedule for schedule in SCHEDULES[system]}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no schedule '{name}' of the {system}; expected one of {', '.join(known)}")
+    return [schedule for name, schedule in known.items() if not names or name in names]
+
+
 def followed(
-    roads: Sequence, system: str, days: int, evaluated: int, config: UpdateConfig | None = None
+    roads: Sequence,
+    system: str,
+    days: int,
+    evaluated: int,
+    config: UpdateConfig | None = None,
+    names: Collection[str] = (),
 ) -> pl.DataFrame:
-    """All schedules of one system, each from the store or run and kept there; an interrupted run resumes by day.
+    """Schedules of one system, each from the store or run and kept there; an interrupted run resumes by day.
 
     Args:
         roads: a :class:`onesug_lite.pipeline.Pipeline` a seed, of one log, whose held-out days are those to answer.
@@ -197,16 +212,20 @@ def followed(
         days: how many days are answered, from the first held-out one on.
         evaluated: clicks of a day that are answered, at most.
         config: size of an update of the generator.
+        names: of the schedules; all by default.
+
+    Raises:
+        ValueError: no such system or schedule.
 
     Returns:
         As :func:`follow`, with ``system``, ``schedule``, ``label`` and ``seed`` before it.
     """
-    parts = []
+    parts, schedules = [], schedules_of(system, names)
     for road in roads:
         made = made_of(road, system, config)
         first = first_answered(road)
         wanted = [first + timedelta(days=number) for number in range(days)]
-        for schedule in SCHEDULES[system]:
+        for schedule in schedules:
 
             def build(out: Path, work: Path, schedule=schedule, road=road, wanted=wanted) -> None:
                 learner = learner_of(road, system, config)
@@ -221,57 +240,3 @@ def followed(
             columns = [pl.lit(value).alias(name) for name, value in named.items()]
             parts.append(pl.read_parquet(folder / "answers.parquet").select(*columns, pl.all()))
     return pl.concat(parts)
-
-
-def decay(answers: pl.DataFrame, by_age: bool = False, draws: int = 2000) -> pl.DataFrame:
-    """What each schedule loses against :data:`REFERENCE` of its system, with 95 % intervals over requests and seeds.
-
-    Args:
-        answers: of one system or several, from :func:`followed`; every seed answered the same clicks.
-        by_age: a row for each age instead of one for all days.
-        draws: resamples.
-
-    Returns:
-        ``system``, ``schedule``, ``label``, ``age`` (null for all days), ``metric``, ``rows``, ``seeds``, ``mean`` (of
-        the schedule), ``reference`` (of the daily one), and ``decay``, ``low``, ``high`` in per cent of the reference;
-        above 0 is a loss; nan where the reference found nothing.
-
-    Raises:
-        ValueError: a system without its reference, or seeds and schedules that answered other clicks.
-    """
-    table = []
-    for (system,), part in answers.partition_by("system", as_dict=True, maintain_order=True).items():
-        values = {name: _values(rows, system) for (name,), rows in part.partition_by("schedule", as_dict=True).items()}
-        if REFERENCE not in values:
-            raise ValueError(f"{system} has no schedule '{REFERENCE}' to measure decay against; run it as well")
-        whole = part.filter(pl.col("schedule") == REFERENCE, pl.col("seed") == part["seed"][0])
-        resampled = Resampled(whole["request_id"].to_numpy(), draws)
-        for schedule, found in values.items():
-            own = part.filter(pl.col("schedule") == schedule, pl.col("seed") == part["seed"][0])
-            if own["request_id"].to_list() != whole["request_id"].to_list():
-                raise ValueError(f"{system}, {schedule}: answered other clicks than '{REFERENCE}'; run both alike")
-            if schedule == REFERENCE:
-                continue
-            age = own["age"].to_numpy()
-            for wanted in np.unique(age) if by_age else (None,):
-                mask = np.ones(len(age), dtype=bool) if wanted is None else age == wanted
-                for metric, measure in METRICS.items():
-                    mine, theirs = measure(found), measure(values[REFERENCE])
-                    share = resampled.ratio(mine, theirs, mask)
-                    table.append((
-                        system, schedule, own["label"][0], None if wanted is None else int(wanted), metric,
-                        share.rows, len(found), mine[:, mask].mean(), theirs[:, mask].mean(),
-                        100 * (1 - share.mean), 100 * (1 - share.high), 100 * (1 - share.low),
-                    ))  # fmt: skip
-    schema = {"system": pl.String, "schedule": pl.String, "label": pl.String, "age": pl.Int64, "metric": pl.String}
-    schema |= {"rows": pl.Int64, "seeds": pl.Int64}
-    schema |= dict.fromkeys(("mean", "reference", "decay", "low", "high"), pl.Float64)
-    return pl.DataFrame(table, schema, orient="row")
-
-
-def _values(rows: pl.DataFrame, system: str) -> np.ndarray:
-    """(S, N) ranks of one schedule, a line a seed."""
-    lines = rows.partition_by("seed", maintain_order=True)
-    if any(line["request_id"].to_list() != lines[0]["request_id"].to_list() for line in lines):
-        raise ValueError(f"{system}: seeds answered other clicks; sample the same for all")
-    return np.stack([line["rank"].to_numpy() for line in lines])

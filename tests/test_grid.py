@@ -12,6 +12,7 @@ import nbformat
 import numpy as np
 import papermill
 import pytest
+from typer.testing import CliRunner
 
 from onesug_lite import grid
 from onesug_lite.grid import GridError, chapter_paths, engine, run_notebook, run_table
@@ -169,3 +170,16 @@ def test_the_command_runs_in_processes_and_changes_settings_and_market(tmp_path)
     assert imitation["log"] == popularity["log"]
     done = subprocess.run([sys.executable, "-m", "onesug_lite.grid", "table", *told, "--set", "evaluated=50"], **here)
     assert done.returncode == 2 and "need a folder of their own" in done.stderr
+
+
+def test_one_notebook_alone_is_refreshed_in_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "NOTEBOOKS", tmp_path)
+    monkeypatch.setenv("ONESUG_PROFILE", "lite")
+    sources = ("import os, sys", "print(os.environ['ONESUG_PROFILE']); print('bar', file=sys.stderr)")
+    one, other = (_notebook(tmp_path / f"{name}.ipynb", *sources) for name in ("01_a", "x_run"))
+    before = other.read_bytes()
+    assert CliRunner().invoke(grid.app, ["refresh", "--profile", "smoke", "--only", "01_a"]).exit_code == 0
+    outputs = nbformat.read(one, as_version=4).cells[1].outputs
+    assert [output["text"] for output in outputs] == ["smoke\n"] and other.read_bytes() == before
+    refused = CliRunner().invoke(grid.app, ["refresh", "--only", "02_b"])
+    assert refused.exit_code == 2 and "02_b" in refused.output and "x_run" in refused.output

@@ -29,6 +29,9 @@ from onesug_lite.significance import Estimate
 ROOT = Path(__file__).resolve().parents[1]
 ALL = EFFECTS | {"decoder_only": 0.7, "ids": -0.4, "without_weights": 0.85, "without_history": 0.1,
                  "without_profile": 0.6, "nearest": 0.9}  # fmt: skip
+UPDATED = {"generator-daily": 0.6, "generator-never": 0.0, "generator-preference": 0.6, "cascade-daily": 0.2,
+           "cascade-never": -0.6}  # fmt: skip
+ROUNDS = {"rounds-seed": 0.0, "rounds-preference": 0.5, "rounds-supervised": 0.7, "rounds-market": 0.2}
 
 
 def write(records, folder):
@@ -43,9 +46,29 @@ def records():
     return fake_records(ALL)
 
 
+def updated(effects=UPDATED, seeds=3):
+    """Records of updates, of a market of their own."""
+    found = fake_records(effects, seeds, rows=3_000, wobble=0.0, seed=1, ceilings=False)
+    return [record | {"log": "log1"} for record in found]
+
+
 @pytest.fixture(scope="module")
-def entries(records, tmp_path_factory):
-    return judge_claims(write(records, tmp_path_factory.mktemp("records")))
+def below():
+    """Records in folders of their own, which some claims rest on alone."""
+    return {"updates": updated(), "rounds": fake_records(ROUNDS, ceilings=False)}
+
+
+@pytest.fixture(scope="module")
+def everything(records, below, tmp_path_factory):
+    folder = write(records, tmp_path_factory.mktemp("records"))
+    for name, found in below.items():
+        write(found, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def entries(everything):
+    return judge_claims(everything)
 
 
 def estimate(low, high, seeds=(1.0, 1.0, 1.0)):
@@ -114,9 +137,9 @@ def test_a_claim_concludes_from_its_measurements(parts, verdict):
 
 
 # ---------------------------------------------------------------- verdicts from records
-def test_every_verdict_is_recomputed(entries, records):
+def test_every_verdict_is_recomputed(entries, records, below):
     """Each measurement again from the bare records, and each verdict from those by the rule as the page states it."""
-    grid, judged = Grid(records), 0
+    grids, judged = {name: Grid(found) for name, found in {"": records, **below}.items()}, 0
     for entry in entries:
         if "tests" not in entry.claim:
             continue
@@ -130,9 +153,9 @@ def test_every_verdict_is_recomputed(entries, records):
             test, cell = next((t, c) for t, c in tests
                               if (t["first"], t["second"]) == (measured.first, measured.second)
                               and measured.cell.startswith(c))  # fmt: skip
-            rows, metric = cell.split(" ")
-            where = f"{rows} {test.get('where', '')}"
-            gap = grid.difference(measured.first, measured.second, metric, where,
+            rows, metric = ("", cell) if cell in METRICS else cell.split(" ")
+            where = f"{rows} {test.get('where', '')}".strip()
+            gap = grids[test.get("under", "")].difference(measured.first, measured.second, metric, where,
                                   f"{rows} {test['than']}" if "than" in test else "")  # fmt: skip
             assert gap == measured.estimate, entry.claim["id"]
             if "within" in test:
@@ -173,6 +196,37 @@ def test_flipping_the_records_flips_the_verdict(entries, tmp_path, name):
     flipped = fake_records(ALL | {first: ALL[second], second: ALL[first]})
     assert verdict_of(entries, name) in ("reproduced", "direction only")
     assert verdict_of(judge_claims(write(flipped, tmp_path)), name) == "reversed"
+
+
+def of_updates(effects, seeds=3):
+    """Verdicts on updates alone."""
+    grid, found = Grid(updated(UPDATED | effects, seeds), draws=500), []
+    for claim in load_claims()["claims"]["Updates"]:
+        found.append(conclude([part for test in claim["tests"] for part in claims.measure(test, grid)]))
+    return found
+
+
+def test_verdicts_on_updates_follow_their_records(entries):
+    assert verdict_of(entries, "updates-matter") == verdict_of(entries, "preference-refresh-suffices") == "reproduced"
+    flipped = {"generator-daily": 0.0, "generator-never": 0.6, "cascade-daily": -0.6, "cascade-never": 0.2}
+    assert of_updates(flipped | {"generator-preference": -0.6}) == ["reversed", "reversed"]
+    one = of_updates({"cascade-never": 0.2})
+    assert one[0].startswith("only under: the generator") and one[1] == "reproduced"
+    middle = of_updates({"generator-preference": 0.3})
+    assert middle[1] == "only under: better than no updates", "better than nothing is not yet enough"
+    idle = of_updates({"generator-daily": 0.0, "generator-preference": 0.0})
+    assert idle[1].startswith("only under: as good as full updates"), "whatever is done is as good where nothing helps"
+    assert of_updates({}, seeds=2)[0] == "direction only"
+
+
+def test_half_a_run_of_updates_leaves_its_claim_open(tmp_path):
+    folder = tmp_path / "updates"
+    write([record for record in updated() if record["variant"].startswith("generator")], folder)
+    entries = judge_claims(tmp_path)
+    assert verdict_of(entries, "updates-matter") == "no record yet"
+    assert verdict_of(entries, "preference-refresh-suffices") == "reproduced"
+    assert "9 record(s) of updates, of 3 seed(s)" in ledger.describe_records(tmp_path)
+    assert "of updates" not in ledger.describe_records(folder)
 
 
 def test_the_control_turns_a_gain_into_a_condition(tmp_path):
@@ -358,8 +412,8 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_a_page_is_written_from_records(records, entries, tmp_path):
-    folder, out = write(records, tmp_path / "records"), tmp_path / "book" / "ledger.md"
+def test_a_page_is_written_from_records(everything, entries, tmp_path):
+    folder, out = everything, tmp_path / "book" / "ledger.md"
     assert run("--records", folder, "--out", out).exit_code == 0
     page = out.read_text(encoding="utf-8")
     assert page.startswith("# The ledger of claims\n") and f"{len(entries)} claims" in page
@@ -384,7 +438,10 @@ def test_a_page_is_written_without_records(tmp_path):
         claim for part in load_claims()["claims"].values() for claim in part if {"tests", "experiments"} & set(claim)
     ]
     assert "There are no records yet" in page and page.count("**no record yet**") == len(waiting) >= 26
-    assert "**cannot be tested yet**" in page and "**cannot be tested here**" in page
+    untested = [claim["verdict"] for part in load_claims()["claims"].values() for claim in part if "untested" in claim]
+    assert "here" in untested
+    for verdict in ("here", "yet"):
+        assert page.count(f"**cannot be tested {verdict}**") == untested.count(verdict)
 
 
 def test_records_of_two_markets_are_refused(records, tmp_path):

@@ -2,11 +2,17 @@
 
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from onesug_lite.claims import load_claims
+from onesug_lite.decay import FOLDER, answers_of, decay
+from onesug_lite.metrics import BANDS, SLICES, in_slice
 from onesug_lite.records import Grid, read_records
+from onesug_lite.rounds import ARMS
+from onesug_lite.rounds import FOLDER as ROUNDS
 from onesug_lite.tables import results_table
+from onesug_lite.update_grid import FIXED, PLANS, schedule_of, variants
 from onesug_lite.variants import VARIANTS
 
 REFERENCE = Path(__file__).resolve().parents[1] / "results" / "lite"
@@ -64,11 +70,64 @@ def test_the_table_has_a_row_for_each_system_with_clicks(grid):
     assert len(results_table(grid)) == sum(grid.has(name, "MRR@16") for name in grid.runs)
 
 
-def test_every_row_that_a_claim_names_was_run(grid):
+def test_every_row_that_a_claim_names_was_run():
+    runs = {}
     for claims in load_claims()["claims"].values():
         for claim in claims:
             for test in claim.get("tests", []):
-                assert {test["first"], test["second"]} <= set(grid.runs)
+                under = test.get("under", "")
+                if under not in runs:
+                    runs[under] = {record["variant"] for record in read_records(REFERENCE / under)}
+                assert {test["first"], test["second"]} <= runs[under], claim["id"]
+
+
+# ---------------------------------------------------------------- updates
+@pytest.fixture(scope="module")
+def updates():
+    return read_records(REFERENCE / FOLDER)
+
+
+def test_every_schedule_was_followed_with_three_seeds(updates):
+    runs = Grid(updates, draws=1).runs
+    assert set(runs) == set(variants())
+    for name, seeds in runs.items():
+        fixed = schedule_of(name)[0] in FIXED
+        assert len(seeds) == 1 if fixed else len(seeds) >= 3, name
+        assert all(bool(record["parameters"]) != fixed for record in seeds.values()), name
+    assert len({tuple(seeds) for name, seeds in runs.items() if schedule_of(name)[0] not in FIXED}) == 1
+
+
+def test_updates_come_from_one_code_one_log_and_one_set_of_libraries(updates):
+    for key in ("code", "log", "profile", "libraries", "days"):
+        assert len({str(record[key]) for record in updates}) == 1, key
+    assert len({record["key"] for record in updates}) == len(updates)
+
+
+def test_updates_hold_what_slices_read_of_all_days(updates):
+    grid, plan = Grid(updates, draws=100), PLANS["lite"]
+    answers, never = answers_of(updates), updates[0]["clicks"]["request_id"]
+    assert len(never) == plan.days * plan.clicks and len(answers) == len(never) * len(updates)
+    rows = {where: int(in_slice(grid.columns["clicks"], where).sum()) for where in SLICES}
+    parts = (BANDS, ("seen", "unseen"), tuple(f"prefix {band}" for band in BANDS), ("all",), ("click",))
+    assert all(sum(rows[name] for name in names) == len(never) for names in parts), rows
+    assert all(0 < rows[name] < len(never) for name in ("order", "unseen", "random", "tail", "prefix tail")), rows
+    ages = answers.group_by("schedule", maintain_order=True).agg(ages=pl.col("age").unique().sort())
+    ages = dict(ages.iter_rows())
+    assert ages["daily"] == [0] and ages["three_days"] == [0, 1, 2] and ages["never"] == list(range(plan.days))
+    shown = decay(answers, draws=100)
+    assert len(shown) == 2 * (len(variants()) - 3) and shown["decay"].is_finite().all()
+
+
+# ---------------------------------------------------------------- rounds
+def test_every_arm_went_its_rounds_with_three_seeds_of_one_code_and_log():
+    records = read_records(REFERENCE / ROUNDS)
+    runs = Grid(records, draws=1).runs
+    assert set(runs) == set(ARMS) and {tuple(seeds) for seeds in runs.values()} == {(0, 1, 2)}
+    walked = {tuple(row["round"] for row in record["rounds"]) for record in records if ARMS[record["variant"]].learns}
+    assert walked == {tuple(range(5))}
+    for key in ("code", "log", "profile", "libraries"):
+        assert len({str(record[key]) for record in records}) == 1, key
+    assert len({record["key"] for record in records}) == len(records)
 
 
 def _as_json(value):

@@ -1,6 +1,8 @@
 """Updates and feedback: nobody knows the day that is answered, runs resume by day, and numbers are those by hand."""
 
 import copy
+import json
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from types import SimpleNamespace
 
@@ -11,7 +13,8 @@ import pytest
 
 from data_synth import MarketError, build_world, market_config
 from data_synth.days import DailyMarket
-from onesug_lite import update_figures
+from onesug_lite import grid, update_figures, update_grid
+from onesug_lite.decay import agreement, answers_of, chapter_answers, decay, loses_more
 from onesug_lite.feedback import (
     MARKET,
     OWN,
@@ -39,8 +42,11 @@ from onesug_lite.learners import (
     past,
 )
 from onesug_lite.log import Log, check_log, clicked
+from onesug_lite.metrics import SLICES
+from onesug_lite.records import Grid, read_records
 from onesug_lite.store import Store
-from onesug_lite.updates import SCHEDULES, Schedule, day_rows, decay, follow, followed
+from onesug_lite.update_grid import PLANS, run_updates, schedule_of, update_key, variants
+from onesug_lite.updates import SCHEDULES, Schedule, day_rows, follow, followed, schedules_of
 
 FIRST = date(2025, 1, 10)
 
@@ -246,10 +252,10 @@ def test_rows_of_a_day_are_the_same_for_all(log):
         day_rows(log, date(2030, 1, 1), 1)
 
 
-def answered(ranks: dict[str, list[list[int]]]) -> pl.DataFrame:
+def answered(ranks: dict[str, list[list[int]]], system: str = "generator") -> pl.DataFrame:
     """Frames as ``followed`` gives them: schedule -> ranks of each seed."""
     return pl.concat(
-        pl.DataFrame({"system": "generator", "schedule": name, "label": name, "seed": seed, "number": [0, 0, 1, 1],
+        pl.DataFrame({"system": system, "schedule": name, "label": name, "seed": seed, "number": [0, 0, 1, 1],
                       "age": [0, 0, 1, 1], "request_id": [1, 2, 3, 4], "rank": line})
         for name, lines in ranks.items() for seed, line in enumerate(lines)
     )  # fmt: skip
@@ -279,8 +285,168 @@ def test_decay_refuses_what_cannot_be_compared():
         decay(answered({"never": [[1, 1, 1, 1]]}))
     two = answered({"daily": [[1, 1, 1, 1]], "never": [[1, 1, 1, 1]]})
     other = pl.when(pl.col("schedule") == "never").then(pl.col("request_id") + 1).otherwise(pl.col("request_id"))
-    with pytest.raises(ValueError, match="answered other clicks"):
+    with pytest.raises(ValueError, match="generator, never, seed 0 answered other clicks"):
         decay(two.with_columns(request_id=other))
+    late = pl.when(pl.col("schedule") == "never").then(7).otherwise("seed")
+    with pytest.raises(ValueError, match="generator-never and generator-daily share no seed"):
+        decay(two.with_columns(seed=late))
+
+
+def test_seeds_that_both_have_are_compared():
+    three, two = [[1, 1, 1, 1]] * 3, [[1, 1, 1, 0], [1, 1, 0, 0]]
+    for found in (decay(answered({"daily": three, "never": two})), decay(answered({"daily": two, "never": three}))):
+        assert set(found["seeds"]) == {2}
+    assert decay(answered({"daily": three, "never": two}))["decay"][0] == pytest.approx(37.5)
+
+
+def both_systems() -> pl.DataFrame:
+    """A cascade that loses a tenth and a generator that loses nothing, on many clicks."""
+    rng = np.random.default_rng(0)
+    ranks = rng.integers(1, 4, (3, 800))
+    lost = np.where(rng.random((3, 800)) < 0.1, 0, ranks)
+    parts = [("cascade", "daily", ranks), ("cascade", "never", lost)]
+    parts += [("generator", "daily", ranks), ("generator", "never", ranks)]
+    return pl.concat(
+        pl.DataFrame({"system": system, "schedule": name, "label": name, "seed": seed, "age": 0,
+                      "request_id": np.arange(800), "rank": line})
+        for system, name, lines in parts for seed, line in enumerate(lines)
+    )  # fmt: skip
+
+
+def test_a_system_that_loses_more_is_told():
+    answers = both_systems()
+    more, less = loses_more(answers), loses_more(answers, "generator", "cascade")
+    alone = decay(answers).filter(pl.col("system") == "cascade")
+    for gap, back, own in zip(more.to_dicts(), less.to_dicts(), alone.to_dicts(), strict=True):
+        assert (gap["metric"], gap["rows"], gap["seeds"]) == (own["metric"], 800, 3)
+        assert gap["mean"] == pytest.approx(own["decay"]) and gap["mean"] == pytest.approx(-back["mean"])
+        width = own["high"] - own["low"]  # of the ratio, resampled; here by the delta method
+        assert gap["high"] - gap["low"] == pytest.approx(width, rel=0.05) and 0 < gap["low"] < 10 < gap["high"] + 3
+
+
+def test_two_decays_that_move_together_are_told_apart():
+    """Both lose on the same clicks: each is unsure, their difference is not."""
+    answers = both_systems()
+    lost = answers.filter(pl.col("system") == "cascade").with_columns(system=pl.lit("generator"))
+    both = pl.concat([answers.filter(pl.col("system") == "cascade"), lost])
+    for row in loses_more(both).to_dicts():
+        assert row["low"] == row["mean"] == row["high"] == 0
+    with pytest.raises(ValueError, match="popularity has no schedule 'never'"):
+        loses_more(both, "popularity")
+
+
+# ---------------------------------------------------------------- records
+def test_names_of_records_are_systems_with_a_schedule_of_theirs():
+    assert len(variants()) == len(set(variants())) == sum(map(len, SCHEDULES.values()))
+    for name in variants():
+        system, schedule = schedule_of(name)
+        assert name == f"{system}-{schedule.name}" and schedule in SCHEDULES[system]
+    assert [schedule.name for schedule in schedules_of("cascade", ["daily", "never"])] == ["never", "daily"]
+    with pytest.raises(ValueError, match="no schedule 'index' of the cascade; expected one of never, three_days"):
+        schedule_of("cascade-index")
+    with pytest.raises(ValueError, match="system is 'oracle'"):
+        schedule_of("oracle-daily")
+
+
+def test_a_key_knows_what_its_record_depends_on(monkeypatch):
+    key = update_key("generator-daily", 0, "smoke")
+    others = [("generator-never", 0, "smoke"), ("generator-daily", 1, "smoke"), ("generator-daily", 0, "lite")]
+    assert len({key, *(update_key(*other) for other in others)}) == 4
+    with pytest.raises(ValueError, match="unknown profile 'tiny'; expected one of smoke, lite, full"):
+        update_key("generator-daily", 0, "tiny")
+    for change in ({"clicks": 31}, {"changes": {"train.steps": 3}}, {"update": UpdateConfig(5)}):
+        monkeypatch.setitem(PLANS, "smoke", replace(PLANS["smoke"], **change))
+        assert update_key("generator-daily", 0, "smoke") != key, change
+        monkeypatch.undo()
+    monkeypatch.setattr(update_grid, "update_code", lambda: "another")
+    assert update_key("generator-daily", 0, "smoke") != key
+
+
+def test_a_run_leaves_a_record_a_schedule_and_is_not_made_again(road, tmp_path, monkeypatch):
+    names = ["popularity-never", "popularity-daily"]
+    made = run_updates(tmp_path, "smoke", seeds=2, names=names)
+    assert [(record["variant"], record["seed"]) for record in made] == [(name, 0) for name in names], (
+        "it learns nothing"
+    )
+    records = Grid(read_records(tmp_path), draws=50)
+    assert set(records.runs) == set(names) and all(not record["parameters"] for record in made)
+    for where in SLICES:
+        assert records.estimate(names[0], "HR@16", where).rows <= 60
+    plan = PLANS["smoke"]
+    answers = followed([road], "popularity", plan.days, plan.clicks)
+    assert_same = answers_of(read_records(tmp_path))
+    for name, ((schedule,), rows) in zip(
+        names, assert_same.partition_by("schedule", as_dict=True).items(), strict=True
+    ):
+        own = answers.filter(pl.col("schedule") == schedule)
+        assert name.endswith(schedule) and rows.select("label", "age", "request_id", "rank").equals(
+            own.select("label", "age", "request_id", "rank").cast({"age": pl.Int64})
+        )
+    clicks, told = (
+        made[0]["clicks"],
+        clicked(road.log).filter(pl.col("request_id") == made[0]["clicks"]["request_id"][0]),
+    )
+    assert clicks["behaviour"][0] in told["behaviour"].to_list()
+    before = road.training_clicks.group_by("prefix").len().filter(pl.col("prefix") == told["prefix"][0])["len"].sum()
+    assert clicks["prefix_clicks"][0] == before
+    assert clicks["seen"] == [int(count > 0) for count in clicks["training_clicks"]]
+
+    # what is there is not made again; what was cut short is, together with what comes after it
+    asked = []
+    monkeypatch.setattr(grid, "run_notebook", lambda source, target, parameters, **_: asked.append(parameters))
+    assert run_updates(tmp_path, "smoke", names=names) == made and asked == []
+    (tmp_path / "popularity-never-seed0.json").write_text(json.dumps(made[0])[:-9])
+    with pytest.raises(ValueError):
+        run_updates(tmp_path, "smoke", names=names)
+    (parameters,) = asked
+    assert parameters["variant"] == names[0] and parameters["also"] == {names[1]: made[1]["key"]}
+
+
+def test_every_seed_of_a_system_runs_once(tmp_path, monkeypatch):
+    asked = []
+
+    def kept(notebook, record, values):
+        asked.append((record.name, list(values["also"])))
+        return values
+
+    monkeypatch.setattr(update_grid, "kept_or_run", kept)
+    run_updates(tmp_path, "smoke", seeds=2, names=["popularity-daily", "cascade-never", "cascade-daily"])
+    assert asked == [
+        ("popularity-daily-seed0.json", []),
+        ("cascade-never-seed0.json", ["cascade-daily"]), ("cascade-daily-seed0.json", []),
+        ("cascade-never-seed1.json", ["cascade-daily"]), ("cascade-daily-seed1.json", []),
+    ]  # fmt: skip
+    asked.clear()
+    assert len(run_updates(tmp_path, "smoke")) == len(asked) == len(variants())
+    with pytest.raises(ValueError, match="no schedule 'index'"):
+        run_updates(tmp_path, "smoke", names=["cascade-index"])
+
+
+def test_a_chapter_reads_the_records_of_its_profile(tmp_path):
+    fresh = answered({"daily": [[1, 2, 1, 2]], "never": [[1, 2, 2, 0]]})
+    assert (
+        chapter_answers(fresh, tmp_path, "lite") == (fresh, "fresh")
+        and chapter_answers(fresh, "", "lite")[1] == "fresh"
+    )
+    (tmp_path / "updates").mkdir()
+    for name, ranks in (("daily", [1, 1, 1, 1]), ("never", [1, 1, 1, 0])):
+        record = {"variant": f"generator-{name}", "system": "generator", "schedule": name, "updated": name, "seed": 0,
+                  "profile": "lite", "clicks": {"request_id": [1, 2, 3, 4], "age": [0] * 4, "rank": ranks}}  # fmt: skip
+        (tmp_path / "updates" / f"generator-{name}-seed0.json").write_text(json.dumps(record))
+    answers, source = chapter_answers(fresh, tmp_path, "lite")
+    assert source == "reference" and answers["schedule"].unique(maintain_order=True).to_list() == ["never", "daily"]
+    assert chapter_answers(fresh, tmp_path, "smoke")[1] == "fresh", "of another profile"
+    with pytest.raises(ValueError, match="no records of updates"):
+        answers_of([])
+
+
+def test_fresh_and_reference_agree_where_their_intervals_overlap():
+    ends = {"system": "cascade", "schedule": ["never", "daily2"], "label": "x", "metric": "HR@16"}
+    one = pl.DataFrame(ends | {"decay": [1.04, 5.0], "low": [0.0, 4.0], "high": [2.0, 6.0]})
+    other = pl.DataFrame(ends | {"decay": [3.0, 1.0], "low": [2.0, 0.0], "high": [4.0, 3.9]})
+    for pair in ((one, other), (other, one)):
+        assert agreement(*pair)["agree"].to_list() == [True, False]
+    assert agreement(one, other)["fresh"][0] == "1.0 [0.0, 2.0]" and len(agreement(one, other[:1])) == 1
 
 
 # ---------------------------------------------------------------- real systems
@@ -476,7 +642,7 @@ def test_what_was_lived_through_is_kept(road, tmp_path):
     groups = sessions.group_by("system", "learns").agg(pl.col("day").unique().sort())
     assert len(groups) == 3 and all(days == groups["day"][0].to_list() for days in groups["day"].to_list())
     assert groups["day"][0].to_list() == [first_answered(own) + timedelta(days=number) for number in range(2)]
-    lived(own, market, "another market", ("popularity",), 2, 2)
+    lived(own, market, "another market", ("popularity",), 1, 2)
     assert len(lines) == 12
 
 
