@@ -6,7 +6,7 @@ Held-out requests of the validation day are typed letter by letter on a virtual 
 full model; after a quarter of the run the generator with PRE alone takes its place, after half of it comes a damaged
 release that must be refused. Both are trained first when the store does not hold them. Prints a table and writes
 build/bench/load.json. Exit status 1 when a check fails: an answer other than the policy's, a hostile request that did
-not come out as it must, a release not taken in or one wrongly taken in, latency or memory that did not stay flat.
+not come out as it must, a release not taken in or one wrongly taken in, latency or memory that grew.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 **Flat** is what the last third of a run says of the middle one; in both the same release serves and its memories are
 full.
 
-- *Latency*, a quantile of the service time: not flat when its ratio, last third to middle third, lies above 1.1 with
-  the whole of its 95 % interval. The interval comes from blocks, a sixtieth of the run each, resampled within their
-  third.
-- *Memory*, the mean of the resident megabytes: not flat when it grew by more than 1 %.
+- *Latency*, a quantile of the service time: the ratio, last third to middle third. Flat when the whole of its 95 %
+  interval lies below 1.1, grown when the whole lies above; else nothing can be told, as on a machine with other work.
+  The interval comes from blocks, a sixtieth of the run each, resampled within their third.
+- *Memory*, the mean of the resident megabytes: grown when it is more by over 1 %, else flat.
 
 Source: ours.
 """
@@ -25,6 +25,8 @@ from onesug_lite.latency import quantiles
 from onesug_lite.load import BLOCKS, Run
 from onesug_lite.traffic import Arrivals, Traffic
 
+FLAT, GREW, OPEN = "flat", "grew", "cannot be told"
+
 SLOWER = 0.1
 """By how much the last third may be slower than the middle one."""
 
@@ -41,7 +43,7 @@ class Change(NamedTuple):
         ratio: last / middle.
         low: lower end of the ratio's 95 % interval; equals ``ratio`` where no interval is drawn.
         high: upper end.
-        flat: whether this counts as flat.
+        verdict: :data:`FLAT`, :data:`GREW` or :data:`OPEN`.
     """
 
     middle: float
@@ -49,7 +51,7 @@ class Change(NamedTuple):
     ratio: float
     low: float
     high: float
-    flat: bool
+    verdict: str
 
 
 def latency_change(
@@ -79,7 +81,11 @@ def latency_change(
         drawn.append(values[(up_to < up_to[:, -1:] * q / 100).sum(axis=1).clip(max=len(values) - 1)])
     ratio = found[1] / found[0]
     low, high = np.quantile(np.array(drawn[1]) / np.array(drawn[0]), [0.025, 0.975])
-    return Change(*map(float, (*found, ratio, low, high)), bool(low <= 1 + SLOWER))
+    return Change(*map(float, (*found, ratio, low, high)), _verdict(low, high, SLOWER))
+
+
+def _verdict(low: float, high: float, allowed: float) -> str:
+    return FLAT if high <= 1 + allowed else GREW if low > 1 + allowed else OPEN
 
 
 def memory_change(memory: pl.DataFrame, seconds: float) -> Change:
@@ -92,7 +98,7 @@ def memory_change(memory: pl.DataFrame, seconds: float) -> Change:
     part = memory["at"] / seconds * 3
     middle, last = (float(memory.filter((part >= first) & (part < first + 1))["megabytes"].mean()) for first in (1, 2))
     ratio = last / middle
-    return Change(middle, last, ratio, ratio, ratio, ratio <= 1 + LARGER)
+    return Change(middle, last, ratio, ratio, ratio, _verdict(ratio, ratio, LARGER))
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,8 @@ class Report:
         lines.append(f"\n{'last third to middle third':28}{'middle':>9}{'last':>9}{'ratio':>8}   95 % interval")
         for name, change in self.changes.items():
             interval = "" if change.low == change.high else f"{change.low:.3f} to {change.high:.3f}"
-            lines.append(f"  {name:26}{change.middle:9.2f}{change.last:9.2f}{change.ratio:8.3f}   {interval}")
+            found = f"{change.middle:9.2f}{change.last:9.2f}{change.ratio:8.3f}"
+            lines.append(f"  {name:26}{found}   {interval:16} {change.verdict}")
         lines += [f"\nwarned: {text}" for text in self.warned] + [f"wrong: {text}" for text in self.first_faults]
         lines += [f"{'holds' if holds else 'FAILS':6} {name}" for name, holds in self.checks.items()]
         return "\n".join(lines)
@@ -199,7 +206,7 @@ def report(run: Run, coming: Arrivals, traffic: Traffic, rng: np.random.Generato
         "sound requests answered as by the policy": not any(not hostile for hostile, _ in run.faults),
         "hostile requests came out as they must": not any(hostile for hostile, _ in run.faults),
         "the whole release taken in, the damaged one refused": (run.taken, run.refused) == (1, 1),
-    } | {f"{name} flat": change.flat for name, change in changes.items()}
+    } | {f"{name} not seen to grow": change.verdict != GREW for name, change in changes.items()}
     return Report(
         seconds=traffic.seconds, requests=len(run.answers), hostile=len(run.answers) - len(sound),
         distinct=len(coming.requests), compared=run.compared,

@@ -12,7 +12,7 @@ import pytest
 from onesug_lite import latency_figures, live
 from onesug_lite.live import LiveService, release, version_of
 from onesug_lite.load import BLOCKS, DAMAGED, REPLACED, Event, Referee, Run, load_run, put, simulate
-from onesug_lite.load_report import by_part, latency_change, memory_change, report
+from onesug_lite.load_report import FLAT, GREW, OPEN, by_part, latency_change, memory_change, report
 from onesug_lite.onnx_export import OnnxGenerator, stored_export
 from onesug_lite.policy import OneSugPolicy
 from onesug_lite.requests import REQUEST
@@ -253,20 +253,27 @@ def test_latency_is_flat_where_it_is(q):
     for seed in range(5):
         steady, slower = (made_up(60, drift, 0, seed=seed).answers for drift in (0, 0.3))
         change = latency_change(steady, 60, q, np.random.default_rng(0))
-        assert change.flat and change.low < 1 < change.high and change.ratio == change.last / change.middle
+        assert change.low < 1 < change.high and change.ratio == change.last / change.middle
+        assert change.verdict == (FLAT if change.high <= 1.1 else OPEN)
         change = latency_change(slower, 60, q, np.random.default_rng(0))
-        assert change.low < 1.3 < change.high and not change.flat
+        assert 1.1 < change.low < 1.3 < change.high and change.verdict == GREW
         quicker = latency_change(made_up(60, -0.3, 0).answers, 60, q, np.random.default_rng(0))
-        assert quicker.flat and quicker.high < 1
+        assert quicker.verdict == FLAT and quicker.high < 1
     hostile = steady.with_columns(hostile=True)
     with pytest.raises(ValueError, match="no sound request came in a third of the 60 s"):
         latency_change(hostile, 60, q, np.random.default_rng(0))
 
 
+def test_too_few_requests_tell_nothing():
+    answers = made_up(60, 0, 0).answers
+    few = latency_change(answers[::40], 60, 99, np.random.default_rng(0))
+    assert few.low < 1.1 < few.high and few.verdict == OPEN
+
+
 def test_memory_is_flat_where_it_is():
-    assert memory_change(made_up(60, 0, 0.005).memory, 60).flat
+    assert memory_change(made_up(60, 0, 0.005).memory, 60).verdict == FLAT
     grown = memory_change(made_up(60, 0, 0.02).memory, 60)
-    assert not grown.flat and (grown.middle, grown.last) == (pytest.approx(500), pytest.approx(510))
+    assert grown.verdict == GREW and (grown.middle, grown.last) == (pytest.approx(500), pytest.approx(510))
 
 
 def test_a_report_passes_only_where_everything_holds(tmp_path):
@@ -280,8 +287,8 @@ def test_a_report_passes_only_where_everything_holds(tmp_path):
     assert (sound.requests, sound.hostile, sound.distinct, sound.compared) == (3000, 30, 3, 3)
     assert sum(part["requests"] for part in sound.parts) == 2970 and len(sound.parts) == 10
     for wrong, failing in (
-        (judged(0.4, 0), {"service p50 flat", "service p99 flat"}),
-        (judged(0, 0.05), {"memory flat"}),
+        (judged(0.4, 0), {"service p50 not seen to grow", "service p99 not seen to grow"}),
+        (judged(0, 0.05), {"memory not seen to grow"}),
         (judged(0, 0, faults=[(False, "x")]), {"sound requests answered as by the policy"}),
         (judged(0, 0, faults=[(True, "x")]), {"hostile requests came out as they must"}),
         (judged(0, 0, counts=(0, 2)), {"the whole release taken in, the damaged one refused"}),
@@ -292,7 +299,7 @@ def test_a_report_passes_only_where_everything_holds(tmp_path):
     assert "FAILS" not in sound.table() and sound.finding.startswith("0 of 3,000 requests came out wrong; ")
     sound.write(tmp_path / "new" / "load.json")
     read = json.loads((tmp_path / "new" / "load.json").read_text(encoding="utf-8"))
-    assert read["requests"] == 3000 and read["changes"]["memory"]["flat"] is True
+    assert read["requests"] == 3000 and read["changes"]["memory"]["verdict"] == FLAT
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["load.json"]
 
 
