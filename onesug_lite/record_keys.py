@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 import nbformat
 
 from onesug_lite.profiles import sizes
-from onesug_lite.store import code_fingerprint, hash_file, library_versions, source_checksums
+from onesug_lite.store import code_fingerprint, fingerprint, hash_file, library_versions, source_checksums
 from onesug_lite.variants import variant
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -66,13 +66,24 @@ def record_key(
 @cache
 def code_key() -> str:
     """Fingerprint (32 hex digits) of what all records of a grid share: code of both packages and the run, libraries."""
-    code = code_fingerprint(["pipeline"])
-    for data in ("variants", "profiles"):  # their content counts by what it says of a row
-        code.pop(f"onesug_lite.{data}", None)
+    code = _code(["pipeline"])
     run, imported = run_code(RUN)
     market = source_checksums([*imported, "data_synth.market"])
     words = {path.name: hash_file(path) for path in sorted((NOTEBOOKS.parent / "data_synth").glob("lexicon_*.yaml"))}
     return _digest({"code": code, "market": market | words, "notebook": run, "libraries": library_versions()})
+
+
+def study_code(study: str, notebook: str, modules: Sequence[str]) -> str:
+    """Fingerprint (16 hex digits) of what all records of a study beside the grid share.
+
+    Args:
+        study: its name.
+        notebook: the one that writes its records.
+        modules: those that it runs, without the package's name.
+    """
+    run, imported = run_code(notebook)
+    told = _code(modules) | {"run": run, "market": source_checksums(imported)}
+    return fingerprint(study, told, {"grid": code_key()}, [])[0]
 
 
 def run_code(notebook: str) -> tuple[list[str], list[str]]:
@@ -80,6 +91,12 @@ def run_code(notebook: str) -> tuple[list[str], list[str]]:
     cells = nbformat.read(NOTEBOOKS / notebook, as_version=4).cells
     run = [cell.source for cell in cells if cell.cell_type == "code"]
     return run, sorted(set(re.findall(r"^from (data_synth\S*) import", "\n".join(run), re.MULTILINE)))
+
+
+def _code(modules: Sequence[str]) -> dict[str, str]:
+    """Checksums of modules and of what they import, without the tables that count by what they say of a row."""
+    tables = {"onesug_lite.variants", "onesug_lite.profiles"}
+    return {name: checksum for name, checksum in code_fingerprint(modules).items() if name not in tables}
 
 
 def _digest(told: dict) -> str:

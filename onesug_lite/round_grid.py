@@ -16,13 +16,12 @@ import joblib
 import typer
 from tqdm import tqdm
 
-from onesug_lite.grid import kept_or_run
 from onesug_lite.profiles import sizes
-from onesug_lite.record_keys import code_key, run_code
+from onesug_lite.record_keys import study_code
 from onesug_lite.records import read_records
 from onesug_lite.rounds import ARMS, FOLDER, arm_of
-from onesug_lite.store import code_fingerprint, fingerprint, source_checksums
-from onesug_lite.update_grid import plan_of
+from onesug_lite.store import fingerprint
+from onesug_lite.update_grid import kept_or_run_each, plan_of
 from onesug_lite.variants import LEAD
 
 RUN = "round_run.ipynb"
@@ -63,12 +62,7 @@ def size_of(profile: str) -> Size:
 @cache
 def round_code() -> str:
     """Fingerprint (16 hex digits) of what all records of rounds share: the code of both packages and the run."""
-    run, imported = run_code(RUN)
-    code = code_fingerprint(["rounds"])
-    for data in ("variants", "profiles"):  # their content counts by what it says of a row
-        code.pop(f"onesug_lite.{data}", None)
-    told = code | {"run": run, "market": source_checksums(imported)}
-    return fingerprint("rounds", told, {"grid": code_key()}, [])[0]
+    return study_code("rounds", RUN, ["rounds"])
 
 
 def round_key(name: str, seed: int, profile: str, parameters: Mapping[str, object] | None = None) -> str:
@@ -113,13 +107,7 @@ def run_rounds(out: str | Path, profile: str = "lite", seeds: int = 1, jobs: int
     keys = {seed: {name: round_key(name, seed, profile, parameters) for name in ARMS} for seed in range(seeds)}
 
     def run(seed: int) -> list[dict]:
-        own, found = keys[seed], []
-        for place, (name, key) in enumerate(own.items()):
-            # the run of the first record that is missing leaves those after it as well
-            values = {"variant": name, "seed": seed, "profile": profile, "key": key} | parameters
-            values["also"] = {later: own[later] for later in list(own)[place + 1 :]}
-            found.append(kept_or_run(RUN, out / f"{name}-seed{seed}.json", values))
-        return found
+        return kept_or_run_each(RUN, out, keys[seed], {"seed": seed, "profile": profile} | parameters)
 
     work = joblib.Parallel(n_jobs=jobs, return_as="generator")
     bar = tqdm(work(joblib.delayed(run)(seed) for seed in keys), total=seeds, desc="rounds", unit="seed", mininterval=0)

@@ -21,8 +21,8 @@ from onesug_lite.decay import FOLDER
 from onesug_lite.generator_learner import UpdateConfig
 from onesug_lite.grid import kept_or_run
 from onesug_lite.profiles import sizes
-from onesug_lite.record_keys import code_key, run_code
-from onesug_lite.store import code_fingerprint, fingerprint, source_checksums
+from onesug_lite.record_keys import study_code
+from onesug_lite.store import fingerprint
 from onesug_lite.updates import SCHEDULES, Schedule, schedules_of
 from onesug_lite.variants import LEAD
 
@@ -97,12 +97,7 @@ def schedule_of(variant: str) -> tuple[str, Schedule]:
 @cache
 def update_code() -> str:
     """Fingerprint (16 hex digits) of what all records of updates share: the code of both packages and the run."""
-    run, imported = run_code(RUN)
-    code = code_fingerprint(["updates", "generator_learner"])
-    for data in ("variants", "profiles"):  # their content counts by what it says of a row
-        code.pop(f"onesug_lite.{data}", None)
-    told = code | {"run": run, "market": source_checksums(imported)}
-    return fingerprint("updates", told, {"grid": code_key()}, [])[0]
+    return study_code("updates", RUN, ["updates", "generator_learner"])
 
 
 def update_key(variant: str, seed: int, profile: str) -> str:
@@ -168,18 +163,33 @@ def run_updates(
     keys = {(name, seed): update_key(name, seed, profile) for system, seed in tasks for name in asked[system]}
 
     def run(system: str, seed: int) -> list[dict]:
-        left, found = {name: keys[name, seed] for name in asked[system]}, []
-        while left:  # the first run that is missing leaves the records of those after it as well
-            name, key = next(iter(left.items()))
-            del left[name]
-            values = {"variant": name, "seed": seed, "profile": profile, "key": key, "also": dict(left)} | parameters
-            found.append(kept_or_run(RUN, out / f"{name}-seed{seed}.json", values))
-        return found
+        own = {name: keys[name, seed] for name in asked[system]}
+        return kept_or_run_each(RUN, out, own, {"seed": seed, "profile": profile} | parameters)
 
     work = joblib.Parallel(n_jobs=jobs, return_as="generator")
     made = work(joblib.delayed(run)(*task) for task in tasks)
     bar = tqdm(made, total=len(tasks), desc="updates", unit="run", mininterval=0)
     return [record for records in bar for record in records]
+
+
+def kept_or_run_each(notebook: str, out: Path, keys: Mapping[str, str], values: dict) -> list[dict]:
+    """Records of several variants and one seed; the run of the first that is missing leaves those after it as well.
+
+    Args:
+        notebook: name of the one that writes such records; its parameter ``also`` names the other variants.
+        out: folder of the records, ``<variant>-seed<k>.json``.
+        keys: variant -> key, in the order of the run.
+        values: further parameters of the notebook, ``seed`` among them.
+
+    Raises:
+        GridError: unknown parameter.
+    """
+    left, found = dict(keys), []
+    for name, key in keys.items():
+        del left[name]
+        told = values | {"variant": name, "key": key, "also": dict(left)}
+        found.append(kept_or_run(notebook, out / f"{name}-seed{values['seed']}.json", told))
+    return found
 
 
 def main(
