@@ -3,10 +3,11 @@
     python benchmarks/latency.py [--profile lite] [--requests 200] [--rounds 3]
 
 The systems are those of the book, trained first when the store does not hold them: the full model as the book evaluates
-it, the same model as it serves (exported graphs, tables instead of joins), and the cascade with all channels. Every
-request is answered in each of several rounds, with nothing remembered from the round before. *Best* takes the quickest
-round of a request, which is what a quiet machine would show; *all* takes every round. Prints tables and writes
-build/bench/latency.json. Exit status 1 when the serving path or transformers' generate answers otherwise.
+it, the same model as it serves (exported graphs, tables instead of joins), freely and over a trie of known queries, and
+the cascade with all channels. Every request is answered in each of several rounds, with nothing remembered from the
+round before. *Best* takes the quickest round of a request, which is what a quiet machine would show; *all* takes every
+round. Prints tables and writes build/bench/latency.json. Exit status 1 when the serving path or transformers' generate
+answers otherwise.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,12 @@ import polars as pl
 
 GOAL = {"p50": 5.0, "p99": 10.0, "times faster": 5.0}
 TOLERANCE = 1e-3  # nats, over a whole query
-NAMES = {"serving": "generator, serving", "policy": "generator, as evaluated", "cascade": "cascade"}
+NAMES = {
+    "serving": "generator, serving",
+    "known": "generator, serving, known queries",
+    "policy": "generator, as evaluated",
+    "cascade": "cascade",
+}
 
 
 def memory(folder: Path, kind: str) -> None:
@@ -44,8 +51,8 @@ def memory(folder: Path, kind: str) -> None:
     if kind == "cascade":
         policy = onesug_lite.cascade.Cascade.load(folder / "cascade")
     else:
-        policy = onesug_lite.policy.OneSugPolicy.load(folder / "policy")
-        if kind == "serving":
+        policy = onesug_lite.policy.OneSugPolicy.load(folder / ("known" if kind == "known" else "policy"))
+        if kind != "policy":
             policy = onesug_lite.serving.ServingPolicy(policy, OnnxGenerator(folder / "onnx"))
     held.append(resident())
     for prefix in ("a", "sh", "red s", "zzqx"):
@@ -145,17 +152,26 @@ def main() -> int:
         folder = Path(folder)
         shutil.copytree(stored_export(road.store, policy.model, entry), folder / "onnx")
         policy.save(folder / "policy")
+        over_trie = replace(policy.decode, known=True)
+        bound = type(policy)(policy.model, policy.tokenizer, policy.search, policy.prompt, over_trie, road.known)
+        bound.save(folder / "known")
         cascade.save(folder / "cascade")
         held = {name: memory_of(folder, name) for name in NAMES}
         times = {}
         for count in (1, 2):
-            serving = ServingPolicy(policy, OnnxGenerator(folder / "onnx", count))
+            serving, known = (ServingPolicy(one, OnnxGenerator(folder / "onnx", count)) for one in (policy, bound))
+            systems = dict(zip(NAMES, (serving, known, policy, cascade), strict=True))
             with threads(count):
-                for name, system in (("serving", serving), ("policy", policy), ("cascade", cascade)):
+                for name, system in systems.items():
                     times[f"{name}, {count}"] = response_times(system, requests, options.rounds)
         serving = ServingPolicy(policy, OnnxGenerator(folder / "onnx"))
-        answers = policy(requests)
-        otherwise = sum(mine != theirs for mine, theirs in zip(serving(requests), answers, strict=True))
+        otherwise = sum(
+            mine != theirs
+            for one in (policy, bound)
+            for mine, theirs in zip(
+                ServingPolicy(one, OnnxGenerator(folder / "onnx"))(requests), one(requests), strict=True
+            )
+        )
         compared = against_generate(policy, serving, requests.head(20 if small else 60))
     batched = {}
     for name, system in (("policy", policy), ("cascade", cascade)):
@@ -184,12 +200,12 @@ def main() -> int:
 
     print(f"profile {options.profile}, {len(requests)} requests, {options.rounds} rounds, milliseconds")
     header = "".join(f"{name:>9}" for name in ("p50", "p95", "p99", "mean"))
-    print(f"{'one request at a time':36}{header}{'| all p50':>12}{'p99':>9}")
+    print(f"{'one request at a time':46}{header}{'| all p50':>12}{'p99':>9}")
     for name, found in times.items():
         system, count = name.split(", ")
         cells = "".join(f"{found['best'][key]:9.2f}" for key in ("p50", "p95", "p99", "mean"))
         label = f"{NAMES[system]}, {count} thread(s)"
-        print(f"{label:36}{cells}{found['all']['p50']:12.2f}{found['all']['p99']:9.2f}")
+        print(f"{label:46}{cells}{found['all']['p50']:12.2f}{found['all']['p99']:9.2f}")
     for name in NAMES:
         print(f"\n{NAMES[name]}, 1 thread: mean milliseconds by stage")
         for stage, milliseconds in times[f"{name}, 1"]["stages"].items():
@@ -200,11 +216,11 @@ def main() -> int:
     print(f"search alone, ms p50: {searches}")
     ratios = ", ".join(f"{name} {compared[f'{name} times faster']:.1f}" for name in ("beam", "serving"))
     print(f"times faster than generate: {ratios}")
-    unlike = f"{compared['differing']} of {2 * compared['requests']}, end to end {otherwise} of {len(requests)}"
+    unlike = f"{compared['differing']} of {2 * compared['requests']}, end to end {otherwise} of {2 * len(requests)}"
     print(f"other queries: {unlike}; largest difference of a score {compared['largest difference']:.1e} nats")
-    print("\nresident memory, MB" + "".join(f"{name:>12}" for name in ("libraries", "loaded", "answering")))
+    print(f"\n{'resident memory, MB':38}" + "".join(f"{name:>12}" for name in ("libraries", "loaded", "answering")))
     for name, found in held.items():
-        print(f"  {NAMES[name]:28}" + "".join(f"{value:12.0f}" for value in found.values()))
+        print(f"  {NAMES[name]:36}" + "".join(f"{value:12.0f}" for value in found.values()))
     print("\ngrowth, ms")
     for knob, label, x, milliseconds in growth.select("knob", "label", "x", "milliseconds").iter_rows():
         print(f"  {knob:32}{label:16}{x:>10,}{milliseconds:10.2f}")

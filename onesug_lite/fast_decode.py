@@ -3,7 +3,8 @@ r"""Beam search for one request, over the exported graphs: the queries and score
 A single request is too small to keep a processor busy: between matrix products :mod:`onesug_lite.beam` starts hundreds
 of small tensor operations a step, each of which costs microseconds whatever its size. Here a step is one call of
 ``onnxruntime``, which joins operations and keeps the weights in the order in which it multiplies them, and the
-bookkeeping is a few calls of numpy. What is pruned is the same: see :mod:`onesug_lite.beam`.
+bookkeeping is a few calls of numpy. What is pruned is the same: see :mod:`onesug_lite.beam`. So is decoding over a trie
+of known queries, where a step looks at the few tokens that continue one instead of at the whole vocabulary.
 
 For batches use :mod:`onesug_lite.beam`, where large products hide what the small operations cost.
 
@@ -18,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onesug_lite.beam import Beams, DecodeConfig
+from onesug_lite.beam import Beams, DecodeConfig, check_trie
 from onesug_lite.onnx_export import OnnxGenerator
 from onesug_lite.packed import BLOCK, IMPOSSIBLE
+from onesug_lite.trie import Trie
 
 
 class _Best(NamedTuple):
@@ -36,16 +38,22 @@ class FastSearcher:
 
     Args:
         graphs: an exported generator.
-        config: width and depth; free decoding alone.
+        config: width and depth.
+        trie: of the known queries, for ``config.known``.
 
     Raises:
-        ValueError: ``config.known`` is set, there are not more tokens than beams, or ``max_new_tokens`` exceeds the
-            model's positions.
+        ValueError: there are not more tokens than beams, ``max_new_tokens`` exceeds the model's positions, or
+            ``config.known`` and the trie, or the trie and the model, do not go together.
     """
 
-    def __init__(self, graphs: OnnxGenerator, config: DecodeConfig):
-        if config.known:
-            raise ValueError("FastSearcher decodes freely and known is set; use BeamSearcher with a trie")
+    def __init__(self, graphs: OnnxGenerator, config: DecodeConfig, trie: Trie | None = None):
+        check_trie(config, trie)
+        end, vocabulary = graphs.settings["end"], graphs.settings["tokens"]
+        if trie is not None and (trie.end != end or trie.vocabulary > vocabulary):
+            raise ValueError(
+                f"the trie has {trie.vocabulary} tokens and ends in {trie.end}, the model has {vocabulary} and ends "
+                f"in {end}; make the trie with the model's tokeniser"
+            )
         if graphs.settings["tokens"] <= config.beams:
             raise ValueError(
                 f"{config.beams} beams need more than that many tokens; the model has {graphs.settings['tokens']}"
@@ -54,7 +62,7 @@ class FastSearcher:
             raise ValueError(
                 f"max_new_tokens is {config.max_new_tokens} and the model has {graphs.settings['positions']} positions"
             )
-        self.graphs, self.config = graphs, config
+        self.graphs, self.config, self.trie = graphs, config, trie
         self.pad, self.eos, self.start = (graphs.settings[name] for name in ("pad", "end", "start"))
 
     def search(self, input_ids: Tensor, attention_mask: Tensor, results: int | None = None) -> Beams:
@@ -88,10 +96,11 @@ class FastSearcher:
         past = self.graphs.empty(1)
         tokens, rows = np.array([self.start]), np.zeros(1, np.int64)
         scores, written = np.zeros(1, np.float32), np.zeros((1, 0), np.int64)
+        nodes = np.zeros(1, np.int64)  # of the trie
         done: list[tuple[float, list[int]]] = []  # the best finished queries, best first
         for step in range(steps):
             log_probs, past = self.graphs.step(tokens, rows, past, cross, mask)
-            best = self._best(log_probs, scores)
+            best = self._best(log_probs, scores) if self.trie is None else self._best_known(log_probs, scores, nodes)
             ended = best.tokens == self.eos if step < steps - 1 else np.ones(len(best.tokens), bool)
             for place in np.flatnonzero(ended[:beams]).tolist():
                 ids = [*written[best.parents[place]].tolist(), int(best.tokens[place])]
@@ -104,6 +113,8 @@ class FastSearcher:
                 break
             scores, tokens, rows = best.scores[kept], best.tokens[kept], best.parents[kept]
             written = np.concatenate([written[rows], tokens[:, None]], axis=1)
+            if self.trie is not None:
+                nodes = self.trie.follow(*map(torch.from_numpy, (nodes[rows], tokens))).numpy()
         found = np.full((1, results, max((len(ids) for _, ids in done), default=0)), self.pad)
         found_scores = np.full((1, results), IMPOSSIBLE, np.float32)
         for place, (score, ids) in enumerate(done):
@@ -123,6 +134,19 @@ class FastSearcher:
         chosen = chosen[np.argsort(-totals[chosen], kind="stable")]
         at, inside = np.divmod(chosen, BLOCK)
         return _Best(totals[chosen], beam[at], inside * blocks + block[at])
+
+    def _best_known(self, log_probs: np.ndarray, scores: np.ndarray, nodes: np.ndarray) -> _Best:
+        """The best continuations of the beams (R,) at nodes (R,) of the trie; as ``BeamSearcher._best_known``."""
+        children, there = (part.numpy() for part in self.trie.children(torch.from_numpy(nodes)))  # (R, C)
+        known = np.where(there, np.take_along_axis(log_probs, children, axis=1), -np.inf)
+        if self.config.among_known:  # no running query is without a continuation: each is the beginning of one
+            known -= np.logaddexp.reduce(known, axis=1, keepdims=True)
+        totals = (known + scores[:, None])[there]
+        row, column = np.nonzero(there)
+        chosen = _largest(totals, 2 * self.config.beams)
+        chosen = chosen[np.argsort(-totals[chosen], kind="stable")]
+        row, column = row[chosen], column[chosen]
+        return _Best(totals[chosen], row, children[row, column])
 
 
 def _largest(values: np.ndarray, number: int) -> np.ndarray:

@@ -31,14 +31,15 @@ from onesug_lite.decay import FOLDER as UPDATES
 from onesug_lite.experiments import FOLDER, METRICS, Experiments, ratio, read_experiments
 from onesug_lite.metrics import BANDS
 from onesug_lite.records import Grid, read_records
+from onesug_lite.rounds import FOLDER as ROUNDS
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 INTRODUCTION = """\
 # The ledger of claims
 
 Every claim of the paper, what this project measured, and what follows. The page is written from the records of a grid,
-of experiments in the market and of schedules of updates by `python -m onesug_lite.ledger`; no verdict on it is typed by
-hand.
+of experiments in the market, of schedules of updates and of rounds of feedback by `python -m onesug_lite.ledger`; no
+verdict on it is typed by hand.
 
 :::{admonition} How a verdict is reached
 :class: tip
@@ -172,10 +173,11 @@ def describe_records(folder: str | Path) -> str:
     """
     records, online = read_records(folder), read_experiments(Path(folder) / FOLDER)
     tests = f" {len(online)} record(s) of experiments stand beside them." if online else ""
-    updates = read_records(Path(folder) / UPDATES)
-    if updates:
-        seeds = len({record["seed"] for record in updates})
-        tests += f" {len(updates)} record(s) of updates, of {seeds} seed(s), are of a small market that drifts."
+    for name, place in (("updates", UPDATES), ("rounds of feedback", ROUNDS)):
+        drifting = read_records(Path(folder) / place)
+        if drifting:
+            seeds = len({record["seed"] for record in drifting})
+            tests += f" {len(drifting)} record(s) of {name}, of {seeds} seed(s), are of a small market that drifts."
     if not records:
         return f"There are no records yet: `make grid` makes them.{tests}"
     grid = Grid(records, draws=1)

@@ -36,6 +36,7 @@ from onesug_lite.prompt import build_prompts
 from onesug_lite.requests import history_and_profile
 from onesug_lite.sid_search import nearest, search
 from onesug_lite.tokenizer import clean, decode_queries
+from onesug_lite.trie import trie_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -223,14 +224,12 @@ class ServingPolicy:
         policy: the generator, whose answers these are.
         graphs: its export; see :func:`onesug_lite.onnx_export.export_onnx`.
         kept: prefixes, texts and answers remembered, each; 0 remembers nothing between requests.
-
-    Raises:
-        ValueError: the policy decodes over a trie.
     """
 
     def __init__(self, policy: OneSugPolicy, graphs: OnnxGenerator, kept: int = 20_000):
         self.policy, self.decode = policy, policy.decode
-        self.searcher = FastSearcher(graphs, policy.decode)
+        trie = trie_of(policy.tokenizer, policy.known, policy.prompt) if policy.decode.known else None
+        self.searcher = FastSearcher(graphs, policy.decode, trie)
         self.tokenizer = RememberingTokenizer(policy.tokenizer, kept)
         self.index = None if policy.search is None else PrefixIndex(policy.search)
         self.kept = kept

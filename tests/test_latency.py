@@ -152,6 +152,21 @@ def test_serving_without_related_queries(policy, graphs):
         assert [query for query, _ in found] == [query for query, _ in wanted]
 
 
+@pytest.mark.parametrize("among", [False, True])
+def test_serving_over_a_trie_of_known_queries(road, policy, graphs, requests, among):
+    """As the recommended recipe answers: known queries alone, those of the policy."""
+    decode = replace(policy.decode, known=True, among_known=among)
+    bound = OneSugPolicy(policy.model, policy.tokenizer, policy.search, policy.prompt, decode, road.known)
+    some = requests.gather_every(10)
+    serving, expected = ServingPolicy(bound, graphs), bound.scored(some)
+    for row, wanted in zip(zip(some["prefix"], *history_and_profile(some), strict=True), expected, strict=True):
+        found = serving.suggest(*row)
+        assert [query for query, _ in found] == [query for query, _ in wanted], row
+        assert [score for _, score in found] == pytest.approx([score for _, score in wanted], abs=1e-3)
+    assert {query for row in serving(some) for query in row} <= set(road.known)
+    assert serving(some) != ServingPolicy(policy, graphs)(some), "the trie changed nothing"
+
+
 def test_related_queries_of_the_index(road, policy, requests):
     index = PrefixIndex(policy.search)
     prefixes = [*{clean(text): None for text in requests["prefix"].to_list()}, "zzqx", "苹果"]

@@ -226,7 +226,9 @@ def test_half_a_run_of_updates_leaves_its_claim_open(tmp_path):
     assert verdict_of(entries, "updates-matter") == "no record yet"
     assert verdict_of(entries, "preference-refresh-suffices") == "reproduced"
     assert "9 record(s) of updates, of 3 seed(s)" in ledger.describe_records(tmp_path)
-    assert "of updates" not in ledger.describe_records(folder)
+    assert "of updates" not in ledger.describe_records(folder) and "rounds" not in ledger.describe_records(tmp_path)
+    write([record for record in updated() if record["seed"] < 2], tmp_path / "rounds")
+    assert "record(s) of rounds of feedback, of 2 seed(s)" in ledger.describe_records(tmp_path)
 
 
 def test_the_control_turns_a_gain_into_a_condition(tmp_path):

@@ -13,6 +13,7 @@ from onesug_lite.generator import GeneratorConfig, build_generator, prompt_vecto
 from onesug_lite.onnx_export import OnnxError, OnnxGenerator, export_onnx
 from onesug_lite.prompt import PromptConfig
 from onesug_lite.tokenizer import train_tokenizer
+from onesug_lite.trie import Trie
 
 WORDS = ["red", "blue", "shoes", "phone", "case", "running", "men", "kids"]
 PROMPT = PromptConfig(vocab_size=330)
@@ -123,6 +124,34 @@ def test_fast_search_returns_fewer_or_more_results_as_asked(model, graphs):
         assert torch.equal(found.tokens, expected.tokens)
 
 
+@pytest.fixture(scope="module")
+def known():
+    """Four hundred queries of one to five tokens, many of which begin alike, as tokens with their end."""
+    rng = np.random.default_rng(3)
+    return sorted({(*rng.integers(6, 40, rng.integers(1, 6)).tolist(), 2) for _ in range(400)})
+
+
+@pytest.mark.parametrize("among", [False, True])
+@pytest.mark.parametrize("number", [5, 400])  # fewer queries than places; more than are looked at in a step
+def test_fast_search_over_a_trie_equals_the_searches(model, graphs, known, number, among):
+    config = DecodeConfig(known=True, among_known=among, max_new_tokens=6)
+    held = known[:: max(1, len(known) // number)][:number]
+    trie = Trie(held, VOCABULARY)
+    searcher, other = FastSearcher(graphs, config, trie), BeamSearcher(model, config, trie)
+    rows = set()
+    for prompt in random_prompts(12, np.random.default_rng(number)):
+        inputs = collate_prompts([prompt], 1)
+        found, expected = searcher.search(*inputs), other.search(*inputs)
+        assert torch.equal(found.tokens, expected.tokens)
+        assert torch.allclose(found.scores, expected.scores, rtol=0, atol=1e-4)
+        if not among:  # which generate cannot
+            reference = reference_search(model, *inputs, config, trie)
+            there = found.scores[0] > -1e8
+            assert torch.equal(found.tokens[0][there], reference.tokens[0][there])
+        rows |= {tuple(row[row != 1].tolist()) for row in found.tokens[0] if (row != 1).any()}
+    assert rows <= {row for row in held} and len(rows) >= min(number, 30)
+
+
 def test_a_prompt_beyond_the_positions_is_refused(graphs):
     long = [[[7]] * (DEEP.max_positions + 1)]
     with pytest.raises(ValueError, match="41 positions and the model has 40; shorten the prompt"):
@@ -157,8 +186,11 @@ def test_what_cannot_be_exported(tokenizer, model, graphs, tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(OnnxError, match="holds no generator.json; write it with export_onnx"):
         OnnxGenerator(tmp_path)
-    with pytest.raises(ValueError, match="known is set; use BeamSearcher"):
+    with pytest.raises(ValueError, match="known is True and there is no trie"):
         FastSearcher(graphs, DecodeConfig(known=True))
+    for trie in (Trie([[7, 3]], VOCABULARY), Trie([[7, 2]], VOCABULARY + 1)):
+        with pytest.raises(ValueError, match="make the trie with the model's tokeniser"):
+            FastSearcher(graphs, DecodeConfig(known=True), trie)
     with pytest.raises(ValueError, match="more than that many tokens"):
         FastSearcher(graphs, DecodeConfig(beams=400))
     with pytest.raises(ValueError, match="takes one request and was given 2"):
