@@ -61,12 +61,12 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@"$(BIN)python" -c 'import pip' 2>/dev/null || "$(PYTHON)" -m venv --clear "$(VENV)"
 	@if [ "$(TORCH)" = cpu ] && [ -n "$(TORCH_INDEX)" ] && "$(BIN)python" -c \
 			"import urllib.request as u; u.urlopen('$(TORCH_INDEX)/torch/', timeout=4)" 2>/dev/null; then \
-		"$(BIN)pip" install -qq --no-deps --index-url "$(TORCH_INDEX)" torch==$(TORCH_PIN); \
+		"$(BIN)pip" install -qq --no-compile --no-deps --index-url "$(TORCH_INDEX)" torch==$(TORCH_PIN); \
 	else \
-		"$(BIN)pip" install -qq --no-deps torch==$(TORCH_PIN); \
+		"$(BIN)pip" install -qq --no-compile --no-deps torch==$(TORCH_PIN); \
 	fi
-	@"$(BIN)pip" install -qq -r requirements.lock
-	@"$(BIN)pip" install -qq --no-deps --no-build-isolation -e .
+	@"$(BIN)pip" install -qq --no-compile -r requirements.lock
+	@"$(BIN)pip" install -qq --no-compile --no-deps --no-build-isolation -e .
 	@touch $@
 
 book: $(INSTALLED) ## run every chapter and render the book; ends with the path of its index.html

@@ -1,6 +1,7 @@
 """Running notebooks: unknown parameters, failing cells, records."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -58,8 +59,16 @@ def test_failing_cell_fails_the_run(tmp_path):
         run_notebook(source, tmp_path / "out.ipynb", {"x": 3}, progress=False)
 
 
-def test_records_of_one_run(market, tmp_path, monkeypatch):
-    records = run_table(tmp_path, "smoke", seeds=1, names=["popularity", *TRUTH])
+@pytest.fixture(scope="module")
+def made_here(market, tmp_path_factory):
+    """Folder and records of what trains nothing, made in this process's own way."""
+    folder = tmp_path_factory.mktemp("here")
+    return folder, run_table(folder, "smoke", seeds=1, names=["popularity", *TRUTH])
+
+
+def test_records_of_one_run(made_here, tmp_path, monkeypatch):
+    folder, records = made_here
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     assert [(r["variant"], r["seed"], r["profile"]) for r in records] == [
         (name, 0, "smoke") for name in ("popularity", *TRUTH)
     ]
@@ -116,10 +125,10 @@ def test_one_changed_row_changes_its_own_key_alone(monkeypatch):
     assert record_key("onesug", 1, "smoke") != after["onesug"] != record_key("onesug", 0, "lite")
 
 
-def test_a_dask_cluster_of_two_workers_makes_the_same_records(market, tmp_path):
+def test_a_dask_cluster_of_two_workers_makes_the_same_records(made_here, tmp_path):
     distributed = pytest.importorskip("distributed")
     names = ["popularity", "imitation"]
-    here = run_table(tmp_path / "here", "smoke", names=names)
+    here = [record for record in made_here[1] if record["variant"] in names]
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         with engine("dask", cluster.scheduler_address):
             there = run_table(tmp_path / "there", "smoke", jobs=-1, names=names)

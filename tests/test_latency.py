@@ -11,7 +11,7 @@ from onesug_lite import cost_model, latency_figures
 from onesug_lite.cost_model import CascadeCost, GeneratorCost, Machine, Work
 from onesug_lite.latency import REST, Point, Stopwatch, mean_stages, measure, quantiles, stages_of, totals
 from onesug_lite.latency_growth import beam_growth, pool_growth, predicted, prompt_growth, search_cost
-from onesug_lite.onnx_export import OnnxGenerator, export_onnx
+from onesug_lite.onnx_export import OnnxGenerator, stored_export
 from onesug_lite.policy import OneSugPolicy
 from onesug_lite.popularity import PopularityCompletion
 from onesug_lite.prefix_search import PrefixSearch
@@ -19,6 +19,7 @@ from onesug_lite.requests import history_and_profile
 from onesug_lite.serving import Memory, PrefixIndex, ServingPolicy, SidIndex
 from onesug_lite.sid_search import search
 from onesug_lite.tokenizer import clean
+from onesug_lite.variants import VARIANTS
 
 
 # ---------------------------------------------------------------- stopwatch
@@ -104,8 +105,8 @@ def policy(road):
 
 
 @pytest.fixture(scope="module")
-def graphs(policy, tmp_path_factory):
-    return OnnxGenerator(export_onnx(policy.model, tmp_path_factory.mktemp("serving") / "onnx"))
+def graphs(road, policy):
+    return OnnxGenerator(stored_export(road.store, policy.model, road.trained(VARIANTS["onesug"]).folder.name))
 
 
 @pytest.fixture(scope="module")
