@@ -86,7 +86,7 @@ test: $(INSTALLED) ## check style, run the tests, and rerun every chapter at smo
 	"$(BIN)ruff" check
 	"$(BIN)ruff" format --check
 	ONESUG_PROFILE=smoke "$(BIN)python" -m pytest -n $(JOBS) --dist loadfile \
-		--nbval-lax --nbval-current-env --nbval-cell-timeout=900 tests $(NOTEBOOKS) $(ARGS)
+		--nbval-lax --nbval-current-env --nbval-cell-timeout=1800 tests $(NOTEBOOKS) $(ARGS)
 
 lab: $(INSTALLED) ## open JupyterLab on the notebooks
 	"$(BIN)jupyter" lab --notebook-dir=notebooks
