@@ -157,21 +157,21 @@ def main() -> int:
         bound.save(folder / "known")
         cascade.save(folder / "cascade")
         held = {name: memory_of(folder, name) for name in NAMES}
+        served = {
+            count: [ServingPolicy(one, OnnxGenerator(folder / "onnx", count)) for one in (policy, bound)]
+            for count in (1, 2)
+        }
         times = {}
-        for count in (1, 2):
-            serving, known = (ServingPolicy(one, OnnxGenerator(folder / "onnx", count)) for one in (policy, bound))
+        for count, (serving, known) in served.items():
             systems = dict(zip(NAMES, (serving, known, policy, cascade), strict=True))
             with threads(count):
                 for name, system in systems.items():
                     times[f"{name}, {count}"] = response_times(system, requests, options.rounds)
-        serving = ServingPolicy(policy, OnnxGenerator(folder / "onnx"))
-        otherwise = sum(
-            mine != theirs
-            for one in (policy, bound)
-            for mine, theirs in zip(
-                ServingPolicy(one, OnnxGenerator(folder / "onnx"))(requests), one(requests), strict=True
-            )
-        )
+        serving = served[1][0]
+        otherwise = 0
+        for fast, slow in zip(served[1], (policy, bound), strict=True):
+            fast.forget()
+            otherwise += sum(mine != theirs for mine, theirs in zip(fast(requests), slow(requests), strict=True))
         compared = against_generate(policy, serving, requests.head(20 if small else 60))
     batched = {}
     for name, system in (("policy", policy), ("cascade", cascade)):

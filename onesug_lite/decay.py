@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from onesug_lite.metrics import hit_rate, reciprocal_rank
-from onesug_lite.records import read_records
+from onesug_lite.records import committed_records
 from onesug_lite.significance import Resampled
 
 FOLDER = "updates"
@@ -71,7 +71,7 @@ def chapter_answers(fresh: pl.DataFrame, reference: str | Path, profile: str) ->
     Returns:
         The answers, and ``reference`` or ``fresh``.
     """
-    records = [record for record in read_records(Path(reference) / FOLDER) if record["profile"] == profile]
+    records = committed_records(reference, profile, FOLDER)
     return (answers_of(records), "reference") if records else (fresh, "fresh")
 
 

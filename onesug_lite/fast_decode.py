@@ -130,8 +130,7 @@ class FastSearcher:
         top = _largest(maxima, keep)
         beam, block = np.divmod(top, blocks)
         totals = (dealt[beam, :, block] + scores[beam, None]).ravel()  # (N * BLOCK,)
-        chosen = _largest(totals, keep)
-        chosen = chosen[np.argsort(-totals[chosen], kind="stable")]
+        chosen = _best_first(totals, keep)
         at, inside = np.divmod(chosen, BLOCK)
         return _Best(totals[chosen], beam[at], inside * blocks + block[at])
 
@@ -143,8 +142,7 @@ class FastSearcher:
             known -= np.logaddexp.reduce(known, axis=1, keepdims=True)
         totals = (known + scores[:, None])[there]
         row, column = np.nonzero(there)
-        chosen = _largest(totals, 2 * self.config.beams)
-        chosen = chosen[np.argsort(-totals[chosen], kind="stable")]
+        chosen = _best_first(totals, 2 * self.config.beams)
         row, column = row[chosen], column[chosen]
         return _Best(totals[chosen], row, children[row, column])
 
@@ -154,3 +152,9 @@ def _largest(values: np.ndarray, number: int) -> np.ndarray:
     if len(values) <= number:
         return np.arange(len(values))
     return np.argpartition(values, -number)[-number:]
+
+
+def _best_first(values: np.ndarray, number: int) -> np.ndarray:
+    """Places of the largest values, the largest first."""
+    chosen = _largest(values, number)
+    return chosen[np.argsort(-values[chosen], kind="stable")]

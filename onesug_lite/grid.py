@@ -26,7 +26,7 @@ from nbclient import NotebookClient
 from tqdm import tqdm
 
 from onesug_lite.record_keys import NOTEBOOKS, RUN, record_key
-from onesug_lite.records import Grid, read_records
+from onesug_lite.records import Grid, committed_records, read_records
 from onesug_lite.variants import VARIANTS, variant
 
 AHEAD = NOTEBOOKS.parent / "build" / "records"  # where the chapters look for fresh ones
@@ -182,8 +182,8 @@ def chapter_records(build: str | Path, profile: str, seeds: int = 1, reference: 
     """
     folder = Path(build) / "records" / profile
     fresh = Grid(run_table(folder, profile, seeds, jobs=2, build=str(build)))
-    committed = read_records(reference) if reference else []
-    if committed and committed[0]["profile"] == profile:
+    committed = committed_records(reference, profile)
+    if committed:
         return Sources(fresh, Grid(committed), "reference", Path(reference))
     return Sources(fresh, fresh, "fresh", folder)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from onesug_lite.cascade import Cascade
     from onesug_lite.generator_learner import UpdateConfig
     from onesug_lite.pairs import PairConfig
+    from onesug_lite.profiles import Sizes
 
 SYSTEMS = ("popularity", "cascade", "generator")
 """The systems that can be updated."""
@@ -206,7 +207,7 @@ def learner_of(road, system: str, config: UpdateConfig | None = None) -> Learner
         return CascadeLearner(road.policy("mca"), road.sizes.pairs)
     from onesug_lite.generator_learner import GeneratorLearner, UpdateConfig
 
-    own = _generator_sizes(road)
+    own = with_recipe(road.sizes)
     policy = road.policy("sft_pre")
     return GeneratorLearner(policy, config or UpdateConfig(), own.train, own.preference, own.reward)
 
@@ -226,16 +227,16 @@ def made_of(road, system: str, config: UpdateConfig | None = None) -> dict[str, 
         return made | {"made": road.cascade_folder.parent.name, "pairs": repr(road.sizes.pairs)}
     from onesug_lite.generator_learner import UpdateConfig
 
-    own = _generator_sizes(road)
+    own = with_recipe(road.sizes)
     settings = repr((own.prompt, own.decode, own.train, own.preference, own.reward, config or UpdateConfig()))
     return made | {"made": road.supervised(True).folder.name, "search": road.search_folder.name, "settings": settings}
 
 
-def _generator_sizes(road):
-    """The road's sizes with the recipe of its preference stage."""
+def with_recipe(sizes: Sizes) -> Sizes:
+    """Sizes with the recipe of the generator's preference stage."""
     from onesug_lite.variants import LEAD
 
-    return road.sizes.changed({f"preference.{name}": value for name, value in LEAD.items()})
+    return sizes.changed({f"preference.{name}": value for name, value in LEAD.items()})
 
 
 def _check_system(system: str) -> None:

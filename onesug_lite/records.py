@@ -59,6 +59,18 @@ def read_records(folder: str | Path) -> list[dict]:
     return sorted(records, key=lambda record: (order.get(record["variant"], len(order)), record["seed"]))
 
 
+def committed_records(reference: str | Path, profile: str, below: str = "") -> list[dict]:
+    """The reference that a chapter is drawn from; none where there is none of its profile.
+
+    Args:
+        reference: folder of the committed records of the grid; empty: there are none.
+        profile: sizes.
+        below: folder under it, of records beside the grid's.
+    """
+    records = read_records(Path(reference) / below) if reference else []
+    return records if records and records[0]["profile"] == profile else []
+
+
 class Grid:
     """The records of one grid.
 

@@ -16,13 +16,13 @@ import joblib
 import typer
 from tqdm import tqdm
 
+from onesug_lite.learners import with_recipe
 from onesug_lite.profiles import sizes
 from onesug_lite.record_keys import study_code
-from onesug_lite.records import read_records
+from onesug_lite.records import committed_records
 from onesug_lite.rounds import ARMS, FOLDER, arm_of
 from onesug_lite.store import fingerprint
 from onesug_lite.update_grid import kept_or_run_each, plan_of
-from onesug_lite.variants import LEAD
 
 RUN = "round_run.ipynb"
 
@@ -78,10 +78,9 @@ def round_key(name: str, seed: int, profile: str, parameters: Mapping[str, objec
         ValueError: unknown arm or profile.
     """
     plan, arm = plan_of(profile), arm_of(name)
-    lead = {f"preference.{setting}": value for setting, value in LEAD.items()}
     told = {"arm": [name, arm.learns, dict(arm.changes)], "seed": seed, "profile": profile}
     told |= {"size": asdict(size_of(profile)), "update": asdict(plan.update), "market": dict(plan.market)}
-    told["resolved"] = asdict(sizes(plan.sizes).changed(plan.changes).changed(lead))
+    told["resolved"] = asdict(with_recipe(sizes(plan.sizes).changed(plan.changes)))
     told["parameters"] = {setting: value for setting, value in (parameters or {}).items() if setting != "build"}
     return fingerprint("round", told, {"code": round_code()}, [])[0]
 
@@ -125,8 +124,8 @@ def chapter_rounds(build: str | Path, profile: str, reference: str | Path = "") 
     Returns:
         The records, and ``reference`` or ``fresh``.
     """
-    committed = read_records(Path(reference) / FOLDER) if reference else []
-    if committed and committed[0]["profile"] == profile:
+    committed = committed_records(reference, profile, FOLDER)
+    if committed:
         return committed, "reference"
     return run_rounds(Path(build) / "records" / profile / FOLDER, profile, build=str(build)), "fresh"
 

@@ -20,11 +20,11 @@ from tqdm import tqdm
 from onesug_lite.decay import FOLDER
 from onesug_lite.generator_learner import UpdateConfig
 from onesug_lite.grid import kept_or_run
+from onesug_lite.learners import with_recipe
 from onesug_lite.profiles import sizes
 from onesug_lite.record_keys import study_code
 from onesug_lite.store import fingerprint
 from onesug_lite.updates import SCHEDULES, Schedule, schedules_of
-from onesug_lite.variants import LEAD
 
 RUN = "update_run.ipynb"
 FIXED = ("popularity",)
@@ -112,9 +112,8 @@ def update_key(variant: str, seed: int, profile: str) -> str:
         ValueError: unknown system, schedule or profile.
     """
     plan, (system, schedule) = plan_of(profile), schedule_of(variant)
-    lead = {f"preference.{name}": value for name, value in LEAD.items()}
     told = {"profile": profile, "system": system, "schedule": asdict(schedule), "seed": seed, "plan": asdict(plan)}
-    told["resolved"] = asdict(sizes(plan.sizes).changed(plan.changes).changed(lead))
+    told["resolved"] = asdict(with_recipe(sizes(plan.sizes).changed(plan.changes)))
     return fingerprint("update", told, {"code": update_code()}, [])[0]
 
 
