@@ -82,11 +82,12 @@ html: $(INSTALLED) ## render the chapters that are in build/book again, after a 
 		--path-output out -W --keep-going --all --quiet
 	@echo && echo "The book: $(CURDIR)/$(HTML)/index.html"
 
+# chapters first: they take longest, and the tests find in the store what they have trained
 test: $(INSTALLED) ## check style, run the tests, and rerun every chapter at smoke size
 	"$(BIN)ruff" check
 	"$(BIN)ruff" format --check
-	ONESUG_PROFILE=smoke "$(BIN)python" -m pytest -n $(JOBS) --dist loadfile \
-		--nbval-lax --nbval-current-env --nbval-cell-timeout=1800 tests $(NOTEBOOKS) $(ARGS)
+	ONESUG_PROFILE=smoke "$(BIN)python" -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+		--nbval-lax --nbval-current-env --nbval-cell-timeout=1800 $(NOTEBOOKS) tests $(ARGS)
 
 lab: $(INSTALLED) ## open JupyterLab on the notebooks
 	"$(BIN)jupyter" lab --notebook-dir=notebooks

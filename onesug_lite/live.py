@@ -24,7 +24,7 @@ from onesug_lite.folders import replacing
 from onesug_lite.onnx_export import OnnxGenerator
 from onesug_lite.policy import OneSugPolicy
 from onesug_lite.serving import ServingPolicy
-from onesug_lite.store import StoreError, hash_file, verify
+from onesug_lite.store import StoreError, hash_file, hash_files, verify
 
 MANIFEST = "manifest.json"
 
@@ -43,9 +43,7 @@ def release(policy: OneSugPolicy, graphs: str | Path, folder: str | Path) -> str
     with replacing(folder) as new:
         policy.save(new / "policy")
         shutil.copytree(graphs, new / "graphs")
-        files = sorted(path for path in new.rglob("*") if path.is_file())
-        sums = {path.relative_to(new).as_posix(): hash_file(path) for path in files}
-        (new / MANIFEST).write_text(json.dumps({"files": sums}, indent=1) + "\n", encoding="utf-8")
+        (new / MANIFEST).write_text(json.dumps({"files": hash_files(new)}, indent=1) + "\n", encoding="utf-8")
     return version_of(folder)
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -47,27 +47,39 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def hash_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder by its path in it, as :func:`verify` compares them."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
+
+
+class _Source(NamedTuple):
+    """What counts of a module's source."""
+
+    checksum: str  # 16 hex digits of its syntax tree without docstrings
+    imports: frozenset[str]  # what of its own package it imports by name, functions and classes perhaps among them
+
+
 @cache
-def _imports(module: str) -> tuple[str, ...]:
-    """Modules of its own package that ``module`` imports, directly and on the way, itself included, sorted."""
-    package = module.split(".")[0]
-    seen: set[str] = set()
-    todo = [module]
-    while todo:
-        name = todo.pop()
-        spec = None if name in seen else importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:
-            continue
-        seen.add(name)
-        for node in ast.walk(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.ImportFrom):
-                continue
+def _source(module: str) -> _Source | None:
+    """A module's source; None where there is no such module, or a folder without one."""
+    spec, package, imports = importlib.util.find_spec(module), module.split(".")[0], set()
+    if spec is None or spec.origin is None:
+        return None
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
             source = ".".join(filter(None, (package, node.module))) if node.level == 1 else node.module or ""
             if source == package:
-                todo += [f"{package}.{alias.name}" for alias in node.names]
+                imports |= {f"{package}.{alias.name}" for alias in node.names}
             elif source.startswith(f"{package}."):
-                todo.append(source)
-    return tuple(sorted(seen))
+                imports.add(source)
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            value = body[0].value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                body[0] = ast.Pass()
+    return _Source(hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16], frozenset(imports))
 
 
 def code_fingerprint(modules: Sequence[str]) -> dict[str, str]:
@@ -81,21 +93,15 @@ def code_fingerprint(modules: Sequence[str]) -> dict[str, str]:
 
 def source_checksums(modules: Sequence[str]) -> dict[str, str]:
     """As :func:`code_fingerprint`, of modules of any package by their full names."""
-    closure = sorted({name for module in modules for name in _imports(module)})
-    return {name: _source_checksum(name) for name in closure}
-
-
-@cache
-def _source_checksum(module: str) -> str:
-    spec = importlib.util.find_spec(module)
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-            value = body[0].value
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                body[0] = ast.Pass()
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+    found: dict[str, str] = {}
+    todo = list(modules)
+    while todo:
+        name = todo.pop()
+        source = None if name in found else _source(name)
+        if source is not None:
+            found[name] = source.checksum
+            todo += source.imports
+    return dict(sorted(found.items()))
 
 
 def library_versions() -> dict[str, str]:
@@ -188,9 +194,7 @@ class Store:
         start = time.perf_counter()
         build(out, work)
         seconds = time.perf_counter() - start
-        files = sorted(path for path in out.rglob("*") if path.is_file())
-        sums = {path.relative_to(out).as_posix(): hash_file(path) for path in files}
-        manifest = record | {"files": sums, "seconds": round(seconds, 2)}
+        manifest = record | {"files": hash_files(out), "seconds": round(seconds, 2)}
         (out / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str), encoding="utf-8")
         os.rename(out, entry)
         shutil.rmtree(work, ignore_errors=True)

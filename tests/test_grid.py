@@ -32,6 +32,14 @@ def _notebook(path, *sources: str):
     return path
 
 
+def test_a_run_loads_nothing_that_it_does_not_need():
+    """Every run is a process of its own: what takes seconds to import is paid once a record."""
+    first = next(cell for cell in nbformat.read(NOTEBOOKS / RUN, as_version=4).cells if cell.cell_type == "code")
+    code = first.source + "\nprint(sorted({'matplotlib', 'nbformat', 'pandas', 'seaborn'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=NOTEBOOKS.parent, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
 def test_unknown_parameter_is_an_error(tmp_path):
     with pytest.raises(
         GridError,

@@ -22,6 +22,8 @@ from data_synth.headroom import (
 from data_synth.keystrokes import prefix_keys
 from data_synth.oracle import Oracle, Posterior
 from data_synth.policies import Batch, recall
+from data_synth.posteriors import open_posteriors
+from data_synth.world import unplayed_world
 
 SMALL = {"sessions": 1_500, "shoppers": 200, "pilot_sessions": 1_500, "days": 8, "test_days": 2}
 
@@ -264,6 +266,28 @@ def test_a_strange_log_is_refused_by_name_and_a_strange_search_is_left_out(world
     ):
         with pytest.raises(MarketError, match=told):
             batches_from_log(world, frame.with_columns(**changed))
+
+
+def test_kept_posteriors_are_the_oracles_own_and_found_once(world, tmp_path, monkeypatch):
+    write_shard(world, 0, tmp_path)
+    frame = pl.read_parquet(tmp_path / "log" / "requests").tail(300).sample(40, shuffle=True, seed=1)
+    kept = open_posteriors(world.config, frame, tmp_path / "kept")
+    for rows, batch in batches_from_log(world, frame):
+        for mine, theirs in zip((kept[row] for row in rows), Oracle(world).posterior(batch), strict=True):
+            assert all(a.dtype == b.dtype and (a == b).all() for a, b in zip(mine, theirs, strict=True))
+    # what they are worth takes the words of the market alone, and no policy's counts
+    best, bare = best_lists(world, kept), unplayed_world(world.config)
+    assert bare.indexes == [] and (best_lists(bare, kept) == best).all()
+    assert all((a == b).all() for a, b in zip(value(bare, kept, best), value(world, kept, best), strict=True))
+    with pytest.raises(MarketError, match="10 days from 2025-06-01"):
+        open_posteriors(world.config, frame.with_columns(time=pl.col("time").dt.offset_by("40d")), tmp_path / "kept")
+    assert [path.suffix for path in (tmp_path / "kept").iterdir() if path.suffix != ".lock"] == [".parquet"]
+    monkeypatch.setattr("data_synth.posteriors.Oracle", None)  # nobody asks it again
+    again = open_posteriors(world.config, frame, tmp_path / "kept")
+    assert all((a.query == b.query).all() for a, b in zip(kept, again, strict=True))
+    for other, config in ((frame.head(39), world.config), (frame, market_config("smoke", **SMALL, glance=0.6))):
+        with pytest.raises(TypeError):
+            open_posteriors(config, other, tmp_path / "kept")
 
 
 def test_ceiling_of_a_log_is_what_it_promises_and_no_ranking_beats_it(world, tmp_path):
