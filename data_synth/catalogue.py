@@ -129,6 +129,18 @@ class Catalogue(NamedTuple):
         found = pc.index_in(pa.array(texts, pa.string()), value_set=self.texts(np.arange(self.size)))
         return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
+    def find_lists(self, lists: Sequence[Sequence[str]], places: int) -> np.ndarray:
+        """(N, places) queries of N lists of texts, -1 for a text that is no query and behind the last.
+
+        Raises:
+            MarketError: as for :meth:`find`.
+        """
+        lists = [texts[:places] for texts in lists]
+        found = np.full((len(lists), places), -1, dtype=np.int64)
+        there = np.arange(places) < np.array([len(texts) for texts in lists], dtype=np.int64)[:, None]
+        found[there] = self.find([text for texts in lists for text in texts])
+        return found
+
     def born(self, config: MarketConfig, queries: np.ndarray) -> np.ndarray:
         """First day on which each query exists."""
         parts = self.split(queries)

@@ -24,9 +24,9 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from .ceilings import batches_from_log
 from .config import MarketError
-from .oracle import Oracle, Posterior
+from .oracle import Posterior
+from .posteriors import posteriors_of
 from .responses import reading
 from .world import World
 
@@ -88,7 +88,7 @@ def judge(
         lists_b: N lists of the treatment.
         margin: how much a score must be ahead, as a probability.
         intents: what was in mind, where that is told; the judge then asks no oracle, but sees this one shopper.
-        posteriors: of the requests, from :func:`posteriors_of`, where several pairs are judged on the same ones.
+        posteriors: of the requests, where they are at hand, as from :func:`data_synth.posteriors.open_posteriors`.
 
     Raises:
         MarketError: numbers of requests and lists differ, or a request that is none of this market's.
@@ -98,7 +98,7 @@ def judge(
         if part is not None and len(part) != len(frame):
             raise MarketError(f"{name} holds {len(part)} for {len(frame)} requests; expected one each")
     places = max((len(row) for rows in (lists_a, lists_b) for row in rows), default=1)
-    queries = [_numbers(world, rows, places) for rows in (lists_a, lists_b)]
+    queries = [world.catalogue.find_lists(rows, places) for rows in (lists_a, lists_b)]
     worth = np.cumprod(reading(world.config, places)) if world.config.examination == "cascade" else reading(
         world.config, places)  # fmt: skip
     scores = np.zeros((2, len(frame)))
@@ -114,27 +114,6 @@ def judge(
     ahead = scores[1] - scores[0]
     verdict = np.where(ahead > margin, "good", np.where(ahead < -margin, "bad", "same"))
     return conclude(pl.DataFrame({"verdict": verdict, "score_a": scores[0], "score_b": scores[1]}))
-
-
-def posteriors_of(world: World, frame: pl.DataFrame) -> list[Posterior]:
-    """What each request's shopper may have in mind, in the frame's order.
-
-    Args:
-        world: the market that wrote the log.
-        frame: requests as for :func:`data_synth.ceilings.batches_from_log`.
-    """
-    oracle, found = Oracle(world), {}
-    for rows, batch in batches_from_log(world, frame):
-        found |= dict(zip(rows.tolist(), oracle.posterior(batch), strict=True))
-    return [found[row] for row in range(len(frame))]
-
-
-def _numbers(world: World, lists: Sequence[Sequence[str]], places: int) -> np.ndarray:
-    """(N, K) queries of lists of texts, -1 for an empty place."""
-    found = np.full((len(lists), places), -1)
-    there = np.arange(places) < np.array([len(row) for row in lists], dtype=np.int64)[:, None]
-    found[there] = world.catalogue.find([text for row in lists for text in row])
-    return found
 
 
 def conclude(verdicts: pl.DataFrame) -> Judgement:

@@ -218,12 +218,8 @@ def text_policy(catalogue: Catalogue, suggest: Callable[[pl.DataFrame], list[lis
     """
 
     def answer(batch: Batch, rng: np.random.Generator) -> Page:
-        lists = suggest(request_frame(catalogue, batch))
-        flat = [text for row in lists for text in row[:shown]]
-        width = np.array([min(len(row), shown) for row in lists], dtype=np.int64)
-        page = np.full((len(lists), shown), -1, dtype=np.int64)
-        page[np.arange(shown) < width[:, None]] = catalogue.find(flat)
-        return Page(page, np.full((len(lists), 0), -1, dtype=np.int64), np.ones(page.shape, dtype=np.float32))
+        page = catalogue.find_lists(suggest(request_frame(catalogue, batch)), shown)
+        return Page(page, np.full((len(page), 0), -1, dtype=np.int64), np.ones(page.shape, dtype=np.float32))
 
     return answer
 

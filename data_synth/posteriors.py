@@ -14,9 +14,10 @@ from .ceilings import batches_from_log
 from .config import MarketConfig
 from .market import fingerprint
 from .oracle import Oracle, Posterior
-from .world import build_world
+from .world import World, build_world
 
 _READ = ("time", "prefix", "history", "profile")
+_COLUMNS = dict(zip(Posterior._fields, map(pl.List, (pl.Int64, pl.Float64, pl.Float64)), strict=True))
 
 
 def open_posteriors(config: MarketConfig, frame: pl.DataFrame, root: Path) -> list[Posterior]:
@@ -41,24 +42,21 @@ def open_posteriors(config: MarketConfig, frame: pl.DataFrame, root: Path) -> li
         with FileLock(f"{path}.lock"):
             if not path.exists():
                 new = path.with_suffix(".new")
-                _find(config, frame).write_parquet(new)
+                rows = [[part.tolist() for part in one] for one in posteriors_of(build_world(config), frame)]
+                pl.DataFrame(rows, schema=_COLUMNS, orient="row").write_parquet(new)
                 os.replace(new, path)
-    columns = pl.read_parquet(path)
-    return [
-        Posterior(*(part.to_numpy() for part in row)) for row in zip(*columns.select(Posterior._fields), strict=True)
-    ]
+    columns = pl.read_parquet(path, columns=list(_COLUMNS))
+    return [Posterior(*(part.to_numpy() for part in row)) for row in zip(*columns, strict=True)]
 
 
-def _find(config: MarketConfig, frame: pl.DataFrame) -> pl.DataFrame:
-    """One row a request, a column of lists for each part of its posterior."""
-    world = build_world(config)
+def posteriors_of(world: World, frame: pl.DataFrame) -> list[Posterior]:
+    """What the shoppers of logged requests may have in mind, in the frame's order.
+
+    Args:
+        world: the market that wrote the log.
+        frame: N requests as for :func:`data_synth.ceilings.batches_from_log`.
+    """
     oracle, found = Oracle(world), {}
     for rows, batch in batches_from_log(world, frame):
         found |= dict(zip(rows.tolist(), oracle.posterior(batch), strict=True))
-    kinds = (pl.Int64, pl.Float64, pl.Float64)
-    return pl.DataFrame(
-        {
-            name: pl.Series([found[row][part].tolist() for row in range(len(frame))], dtype=pl.List(kind))
-            for part, (name, kind) in enumerate(zip(Posterior._fields, kinds, strict=True))
-        }
-    )
+    return [found[row] for row in range(len(frame))]

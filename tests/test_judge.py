@@ -12,8 +12,9 @@ from sklearn.metrics import cohen_kappa_score
 
 from data_synth import MarketError, build_world, market_config, write_shard
 from data_synth.ceilings import batches_from_log, best_lists
-from data_synth.judge import agreement, conclude, judge, posteriors_of, read_sheet, sheet
+from data_synth.judge import agreement, conclude, judge, read_sheet, sheet
 from data_synth.oracle import Oracle
+from data_synth.posteriors import posteriors_of
 
 SMALL = {"sessions": 1_500, "shoppers": 200, "pilot_sessions": 1_500, "days": 8, "test_days": 2}
 
