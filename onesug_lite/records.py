@@ -219,6 +219,32 @@ Records = Grid | Sequence[Mapping]
 """What tables and plot data are made from: a grid, or the list of its records."""
 
 
+def beside(records: Records, variant: str, others: Mapping[str, Records]) -> Grid:
+    """One grid of a system and of the same system under other settings, each a row of its own by its name.
+
+    Args:
+        records: of a grid with the system.
+        variant: the system.
+        others: name of a row -> records with the system under other settings.
+
+    Raises:
+        ValueError: a grid without the system, or grids that cannot be compared.
+    """
+    tables = {variant: as_grid(records)} | {name: as_grid(other) for name, other in others.items()}
+    for name, grid in tables.items():
+        if variant not in grid.runs:
+            raise ValueError(
+                f"the records of '{name}' hold no variant '{variant}'; expected one of {', '.join(grid.runs)}"
+            )
+    return Grid(
+        [
+            record if name == variant else {**record, "variant": name, "label": name}
+            for name, grid in tables.items()
+            for record in grid.runs[variant].values()
+        ]
+    )
+
+
 def as_grid(records: Records) -> Grid:
     """A grid stays what it is; a list of records becomes one."""
     return records if isinstance(records, Grid) else Grid(records)

@@ -11,7 +11,7 @@ from scipy import stats
 
 from onesug_lite import frames, tables
 from onesug_lite.metrics import reciprocal_rank
-from onesug_lite.records import Grid, read_records
+from onesug_lite.records import Grid, beside, read_records
 from onesug_lite.significance import Resampled
 
 
@@ -297,6 +297,24 @@ def test_curves_take_a_point_from_each_grid(records):
     assert data.filter(label="the without_pre system")["x"].to_list() == [400]
     less = frames.curve_frame(points, ["onesug"], minus="continued")
     assert less["label"].unique().to_list() == ["the onesug system − the continued system"] and len(less) == 2
+
+
+def test_a_system_stands_beside_itself_under_other_settings(records):
+    """On the same requests and seeds: a setting that was run with two seeds is compared on those two."""
+    lower = [
+        record | {"clicks": record["clicks"] | {"rank": [rank and rank + 3 for rank in record["clicks"]["rank"]]}}
+        for record in records
+        if record["variant"] == "onesug" and record["seed"] > 0
+    ]
+    grid = beside(records, "onesug", {"β 2": lower})
+    assert list(grid.runs) == ["onesug", "β 2"] and list(grid.runs["β 2"]) == [1, 2]
+    gap = grid.difference("β 2", "onesug", "MRR@16")
+    own, other = (Grid(some).estimate("onesug", "MRR@16") for some in (records, lower))
+    assert len(gap.each_seed) == 2 and gap.high < 0
+    assert gap.each_seed == pytest.approx([b - a for a, b in zip(own.each_seed[1:], other.each_seed, strict=True)])
+    assert records[0]["variant"] != "β 2" and not any(record["variant"] == "β 2" for record in lower)
+    with pytest.raises(ValueError, match="the records of 'less' hold no variant 'onesug'; expected one of popularity"):
+        beside(records, "onesug", {"less": [record for record in records if record["variant"] == "popularity"]})
 
 
 def test_watch_and_replay_frames(records):
