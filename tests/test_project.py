@@ -292,6 +292,14 @@ def test_importing_the_package_is_light(package):
     assert done.returncode == 0 and done.stdout.strip() == "", done.stdout + done.stderr
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="an unpacked copy, no git checkout")
+def test_nothing_that_a_command_makes_is_kept():
+    """Wherever a run is told to build: a market in the history stays in every clone."""
+    for made in ("build/store/a.parquet", "notebooks/build/store/a.parquet", "results/lite/runs/a.ipynb"):
+        done = subprocess.run(["git", "check-ignore", "-q", "--no-index", made], cwd=ROOT, check=False)
+        assert done.returncode == 0, f"{made} is not ignored: add it to .gitignore"
+
+
 def test_init_imports_nothing_heavy():
     tree = ast.parse((ROOT / "onesug_lite" / "__init__.py").read_text(encoding="utf-8"))
     assert not imported(ast.unparse(tree)) & set(HEAVY)
