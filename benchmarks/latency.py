@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from tqdm import tqdm
 
 GOAL = {"p50": 5.0, "p99": 10.0, "times faster": 5.0}
 TOLERANCE = 1e-3  # nats, over a whole query
@@ -144,6 +145,7 @@ def main() -> int:
 
     market = data_synth.open_market(data_synth.PROFILES[options.profile], options.store)
     road = Pipeline(market / "log", options.profile, 0, options.store)
+    parts = tqdm(total=3 * len(NAMES) + 7, desc="measured", unit="part", mininterval=0)
     policy, cascade = road.policy("onesug"), road.policy("online_mca")
     entry = road.trained(VARIANTS["onesug"]).folder.name
     rows = road.held_out("validation")
@@ -156,7 +158,10 @@ def main() -> int:
         bound = type(policy)(policy.model, policy.tokenizer, policy.search, policy.prompt, over_trie, road.known)
         bound.save(folder / "known")
         cascade.save(folder / "cascade")
-        held = {name: memory_of(folder, name) for name in NAMES}
+        held = {}
+        for name in NAMES:
+            held[name] = memory_of(folder, name)
+            parts.update()
         served = {
             count: [ServingPolicy(one, OnnxGenerator(folder / "onnx", count)) for one in (policy, bound)]
             for count in (1, 2)
@@ -167,34 +172,40 @@ def main() -> int:
             with threads(count):
                 for name, system in systems.items():
                     times[f"{name}, {count}"] = response_times(system, requests, options.rounds)
+                    parts.update()
         serving = served[1][0]
         otherwise = 0
         for fast, slow in zip(served[1], (policy, bound), strict=True):
             fast.forget()
             otherwise += sum(mine != theirs for mine, theirs in zip(fast(requests), slow(requests), strict=True))
         compared = against_generate(policy, serving, requests.head(20 if small else 60))
+        parts.update()
     batched = {}
     for name, system in (("policy", policy), ("cascade", cascade)):
         start = time.perf_counter()
         system(rows.head(500))
         batched[name] = min(len(rows), 500) / (time.perf_counter() - start)
+        parts.update()
 
     prompts = policy.prompts(requests.head(8 if small else 30))
     bare = type(policy)(policy.model, policy.tokenizer, None, policy.prompt, policy.decode)
     item = policy.tokenizer("red shoes", add_special_tokens=False)["input_ids"]
     pools = (1_000, 10_000) if small else (10_000, 100_000, 1_000_000)
     rqvae, embedding = road.sizes.rqvae, policy.search.embeddings.shape[1]
-    growth = pl.concat(
-        [
-            pool_growth(pools, embedding, rqvae.codes, rqvae.levels, 6, 9, np.random.default_rng(0)),
-            beam_growth(policy.model, prompts, (4, 8, 16, 32, 64), policy.decode),
-            layer_growth(road.sizes.generator, policy.tokenizer, prompts[:8], (1, 2, 4, 6), policy.decode, 0),
-            prompt_growth(
-                policy.model, bare.prompts(requests.head(len(prompts))), (0, 6, 12, 24, 48), 2, item, policy.decode
-            ),
-        ],
-        how="diagonal",
-    )
+    measurements = [
+        lambda: pool_growth(pools, embedding, rqvae.codes, rqvae.levels, 6, 9, np.random.default_rng(0)),
+        lambda: beam_growth(policy.model, prompts, (4, 8, 16, 32, 64), policy.decode),
+        lambda: layer_growth(road.sizes.generator, policy.tokenizer, prompts[:8], (1, 2, 4, 6), policy.decode, 0),
+        lambda: prompt_growth(
+            policy.model, bare.prompts(requests.head(len(prompts))), (0, 6, 12, 24, 48), 2, item, policy.decode
+        ),
+    ]
+    grown = []
+    for measurement in measurements:
+        grown.append(measurement())
+        parts.update()
+    parts.close()
+    growth = pl.concat(grown, how="diagonal")
 
     fitted, machine = predicted(growth, policy.model.config)
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import polars as pl
+from tqdm import tqdm
 
 from onesug_lite.folders import replacing
 from onesug_lite.latency import silent
@@ -205,7 +206,8 @@ def simulate(
     faults, held = [], []
     free = 0.0
     with warnings.catch_warnings(record=True) as warned:
-        for place, arrival in enumerate(coming.times):
+        bar = tqdm(coming.times, desc="load", unit="request", leave=False, disable=None)  # in a terminal alone
+        for place, arrival in enumerate(bar):
             while due and due[0].at <= arrival.at:
                 due.pop(0).action()
             while (middle := (len(held) + 0.5) * traffic.seconds / BLOCKS) <= arrival.at:

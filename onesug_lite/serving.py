@@ -78,6 +78,14 @@ class Memory:
                 self._held.popitem(last=False)
         return result
 
+    def get_all(self, keys: Sequence[Hashable], make: Callable[[list[Any]], Sequence[Any]]) -> list[Any]:
+        """The results of distinct keys; those that are not held are made in one call, in the order of the keys."""
+        new = [key for key in keys if key not in self._held]
+        results = {key: self._held[key] for key in keys if key in self._held}  # before any of them goes
+        if new:
+            results |= zip(new, make(new), strict=True)
+        return [self.get(key, lambda key=key: results[key]) for key in keys]
+
 
 def _characters(key: Hashable) -> int:
     """Characters of all texts in a key; a text counts one more, as nothing is free."""
@@ -211,10 +219,7 @@ class RememberingTokenizer:
     def __call__(self, texts: Sequence[str], **options: Any) -> dict[str, list[list[int]]]:
         """``input_ids`` of texts; the options are those of ``build_prompts``, always the same."""
 
-        def make(text: str) -> list[int]:
-            return self.tokenizer(text, **options)["input_ids"]
-
-        return {"input_ids": [self.memory.get(text, lambda text=text: make(text)) for text in texts]}
+        return {"input_ids": self.memory.get_all(texts, lambda new: self.tokenizer(new, **options)["input_ids"])}
 
 
 class ServingPolicy:

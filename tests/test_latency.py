@@ -207,6 +207,23 @@ def test_memory_keeps_the_latest():
     assert [empty.get("a", lambda: 1), empty.get("a", lambda: 2)] == [1, 2] and len(empty) == 0
 
 
+def test_memory_makes_what_it_lacks_in_one_call():
+    memory, asked = Memory(2), []
+
+    def double(keys):
+        asked.append(keys)
+        return [2 * key for key in keys]
+
+    assert memory.get_all([1, 2], double) == [2, 4]
+    # 3 pushes out 1, and 4 pushes out 2, before their turn comes
+    assert memory.get_all([3, 4, 1, 2], double) == [6, 8, 2, 4]
+    assert asked == [[1, 2], [3, 4]] and (memory.hits, memory.misses) == (0, 6)
+    assert memory.get_all([1, 2], double) == [2, 4] and memory.get_all([], double) == []
+    assert asked == [[1, 2], [3, 4]] and memory.hits == 2
+    with pytest.raises(ValueError, match="zip"):
+        memory.get_all([5, 6], lambda keys: [0])
+
+
 # ---------------------------------------------------------------- measuring
 def test_every_system_is_measured_stage_by_stage(road, policy, graphs, requests):
     few = requests.head(12)
