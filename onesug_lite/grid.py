@@ -21,7 +21,7 @@ import joblib
 import nbformat
 import papermill
 import typer
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from nbclient import NotebookClient
 from tqdm import tqdm
 
@@ -109,38 +109,41 @@ def run_table(
     # what others start from comes first, so that no process waits for what its neighbour is training
     turns = sorted(tasks, key=lambda task: (task[1], variant(task[0]).preferred, len(variant(task[0]).changes) > 1))
 
-    def run(name: str, seed: int, key: str) -> dict:
+    def run(name: str, seed: int, key: str, wait: bool) -> dict | None:
         values = {"variant": name, "seed": seed, "profile": profile, "key": key}
         values |= {"changes": dict(changes or {}), "market_changes": dict(market or {})} | parameters
-        return kept_or_run(RUN, out / f"{name}-seed{seed}.json", values)
+        with suppress(Timeout):
+            return kept_or_run(RUN, out / f"{name}-seed{seed}.json", values, wait)
 
     bar = tqdm(total=len(tasks), desc="grid", unit="run", mininterval=0)
-    made = {}
-    work = joblib.Parallel(n_jobs=jobs, return_as="generator")
-    runs = [joblib.delayed(run)(*task, record_key(*task, profile, changes, market)) for task in turns]
-    for task, record in zip(turns, work(runs), strict=True):
-        made[task] = record
-        bar.update()
+    keys = {task: record_key(*task, profile, changes, market) for task in turns}
+    work, made = joblib.Parallel(n_jobs=jobs, return_as="generator"), {}
+    # what another process is making is left to it, until nothing else is to be done: two chapters share the work
+    for wait in (False, True):
+        left = [task for task in turns if task not in made]
+        for task, record in zip(left, work(joblib.delayed(run)(*task, keys[task], wait) for task in left), strict=True):
+            if record is not None:
+                made[task] = record
+                bar.update()
     bar.close()
     return [made[task] for task in tasks]
 
 
-def kept_or_run(notebook: str, record: Path, values: dict) -> dict:
+def kept_or_run(notebook: str, record: Path, values: dict, wait: bool = True) -> dict:
     """The record of one run: the one that is there if it was made with the same key, else a new one.
-
-    While one process makes a record, another that asks for the same one waits for it.
 
     Args:
         notebook: name of the one that writes such records.
         record: JSON file; the executed notebook lands in ``runs/`` beside it.
         values: parameters of the notebook, ``key`` among them.
+        wait: for another process that is making this record.
 
     Raises:
         GridError: unknown parameter.
+        filelock.Timeout: another process is making this record, and ``wait`` is false.
     """
     record.parent.mkdir(parents=True, exist_ok=True)
-    # two chapters that run at once share the work instead of doubling it
-    with FileLock(record.with_name(f".{record.stem}.lock")):
+    with FileLock(record.with_name(f".{record.stem}.lock"), timeout=-1 if wait else 0):
         with suppress(OSError, ValueError):
             made = json.loads(record.read_text(encoding="utf-8"))
             if made.get("key") == values["key"]:

@@ -5,6 +5,9 @@ takes as long as answering it really took: ``start = max(arrival, finish before)
 minutes of traffic so take as long as their answers, and queues in bursts are as long as they would be. Only while a new
 release is being read does the run wait for the time between two requests to pass, as the thread that reads needs it.
 
+A machine that others use, or that heats up, is not equally quick from minute to minute. So a fixed piece of work, the
+yardstick, is timed before each request: how long an answer takes can be told in its measure.
+
 Source: ours.
 """
 
@@ -46,6 +49,17 @@ REPLACED = {"new release": 0.25, "damaged release": 0.5}
 
 DAMAGED = Path("graphs/decoder_step.onnx")
 """The file of a release that is cut short in the damaged one."""
+
+
+_LEFT, _RIGHT = np.linspace(-1, 1, 32 * 128, dtype=np.float32).reshape(32, 128), np.ones((128, 512), np.float32)
+
+
+def yardstick() -> None:
+    """The same work at each call, below a millisecond: like an answer, partly products of matrices, partly Python."""
+    (_LEFT @ _RIGHT).max(axis=1)
+    count = 0
+    for number in range(3_000):
+        count += number
 
 
 class Service(Protocol):
@@ -186,6 +200,7 @@ def simulate(
     resident: Callable[[], float],
     clock: Callable[[], float] = time.perf_counter,
     wait: Callable[[float], None] = time.sleep,
+    measure: Callable[[], None] = yardstick,
 ) -> Run:
     """Serve a run.
 
@@ -198,9 +213,10 @@ def simulate(
         resident: megabytes that the process holds now.
         clock: seconds; what passes on it while a request is answered is its service time.
         wait: lets seconds pass, asked only while a release is being read.
+        measure: the fixed work that is timed before each request; no time of the service either.
     """
     rows = list(coming.requests.iter_rows())
-    times, due = np.zeros((len(coming.times), 3)), list(events)  # arrival, start, service
+    times, due = np.zeros((len(coming.times), 4)), list(events)  # arrival, start, service, yardstick
     version = np.zeros(len(coming.times), np.int64)
     versions: list[str] = []
     faults, held = [], []
@@ -215,6 +231,8 @@ def simulate(
             if service.preparing and arrival.at > free:
                 wait(arrival.at - free)
             case = HOSTILE[arrival.request][1:4] if arrival.hostile else rows[arrival.request]
+            started = clock()
+            measure()
             begun = clock()
             service.look()
             try:
@@ -224,7 +242,7 @@ def simulate(
             spent = clock() - begun
             start = max(arrival.at, free)
             free = start + spent
-            times[place] = arrival.at, start, spent
+            times[place] = arrival.at, start, spent, begun - started
             if service.version not in versions:
                 versions.append(service.version)
             version[place] = versions.index(service.version)
@@ -234,7 +252,7 @@ def simulate(
         for event in due:
             event.action()
         service.look(wait=True)
-    at, start, spent = times.T
+    at, start, spent, measured = times.T
     answers = pl.DataFrame(
         {
             "at": at,
@@ -242,6 +260,7 @@ def simulate(
             "wait": (start - at) * 1e3,
             "service": spent * 1e3,
             "response": (start - at + spent) * 1e3,
+            "yardstick": measured * 1e3,
             "version": version,
         }
     )

@@ -5,7 +5,9 @@ full.
 
 - *Latency*, a quantile of the service time: the ratio, last third to middle third. Flat when the whole of its 95 %
   interval lies below 1.1, grown when the whole lies above; else nothing can be told, as on a machine with other work.
-  The interval comes from blocks, a sixtieth of the run each, resampled within their third.
+  The interval comes from blocks, a sixtieth of the run each, resampled within their third. A service time is taken
+  relative to the yardstick of its block (the median time of a fixed piece of work, see :mod:`onesug_lite.load`), so
+  that a machine which gets slower itself is not taken for a service that does.
 - *Memory*, the mean of the resident megabytes: grown when it is more by over 1 %, else flat.
 
 Source: ours.
@@ -65,9 +67,17 @@ def latency_change(
         q: per cent, as 50 or 99.
         rng: of the resampling.
         draws: resamples.
+
+    Returns:
+        The change; milliseconds are those of a machine that takes for the yardstick what this one did in the median.
+
+    Raises:
+        ValueError: a third of the run has no sound request.
     """
-    sound = answers.filter(~pl.col("hostile")).sort("service")
-    block = (sound["at"] / seconds * BLOCKS).cast(pl.Int64).to_numpy()
+    answers = answers.with_columns(block=(pl.col("at") / seconds * BLOCKS).cast(pl.Int64))
+    slow = pl.col("yardstick").median().over("block") / pl.col("yardstick").median()
+    sound = answers.with_columns(service=pl.col("service") / slow).filter(~pl.col("hostile")).sort("service")
+    block = sound["block"].to_numpy()
     third = BLOCKS // 3
     found, drawn = [], []
     for first in (third, 2 * third):
@@ -82,6 +92,13 @@ def latency_change(
     ratio = found[1] / found[0]
     low, high = np.quantile(np.array(drawn[1]) / np.array(drawn[0]), [0.025, 0.975])
     return Change(*map(float, (*found, ratio, low, high)), _verdict(low, high, SLOWER))
+
+
+def machine_change(answers: pl.DataFrame, seconds: float) -> float:
+    """How much longer the yardstick took in the last third of a run than in the middle one: the ratio of medians."""
+    part = pl.col("at") / seconds * 3
+    middle, last = (answers.filter(part >= first, part < first + 1)["yardstick"].median() for first in (1, 2))
+    return last / middle
 
 
 def _verdict(low: float, high: float, allowed: float) -> str:
@@ -116,6 +133,7 @@ class Report:
     response: dict[str, float]
     parts: list[dict[str, float]]  # tenths of the run
     changes: dict[str, Change]
+    machine: float  # how much longer the yardstick took in the last third than in the middle one
     versions: list[str]
     taken: int
     refused: int
@@ -155,6 +173,7 @@ class Report:
             interval = "" if change.low == change.high else f"{change.low:.3f} to {change.high:.3f}"
             found = f"{change.middle:9.2f}{change.last:9.2f}{change.ratio:8.3f}"
             lines.append(f"  {name:26}{found}   {interval:16} {change.verdict}")
+        lines.append(f"the machine itself took {self.machine:.3f} times as long for the same work; taken out above")
         lines += [f"\nwarned: {text}" for text in self.warned] + [f"wrong: {text}" for text in self.first_faults]
         lines += [f"{'holds' if holds else 'FAILS':6} {name}" for name, holds in self.checks.items()]
         return "\n".join(lines)
@@ -213,6 +232,7 @@ def report(run: Run, coming: Arrivals, traffic: Traffic, rng: np.random.Generato
         utilisation=float(run.answers["service"].sum()) / 1e3 / traffic.seconds,
         longest_wait=float(run.answers["wait"].max()), service=quantiles(sound["service"]),
         response=quantiles(sound["response"]), parts=by_part(run, traffic.seconds, 10).to_dicts(), changes=changes,
-        versions=run.versions, taken=run.taken, refused=run.refused,
-        faults=len(run.faults), first_faults=[text for _, text in run.faults[:20]], warned=run.warned, checks=checks,
+        machine=machine_change(run.answers, traffic.seconds), versions=run.versions, taken=run.taken,
+        refused=run.refused, faults=len(run.faults), first_faults=[text for _, text in run.faults[:20]],
+        warned=run.warned, checks=checks,
     )  # fmt: skip

@@ -4,7 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -121,6 +123,25 @@ def test_two_that_ask_for_a_record_at_once_make_it_once(tmp_path, monkeypatch):
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(grid.kept_or_run, "x.ipynb", tmp_path / "new" / "a.json", {"key": "k"}) for _ in range(3)]
     assert [each.result() for each in asked] == [{"key": "k"}] * 3 and made == ["k"]
+
+
+def test_two_tables_at_once_share_the_work(tmp_path, monkeypatch):
+    names, made = ["popularity", "sft", "sft_pre", "onesug", "mca", "known"], []
+
+    def run(source, target, parameters, **_):
+        made.append((parameters["variant"], threading.get_ident()))
+        time.sleep(0.3)
+        record = {"key": parameters["key"], "variant": parameters["variant"]}
+        Path(parameters["record"]).write_text(json.dumps(record))
+
+    monkeypatch.setattr(grid, "run_notebook", run)
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(run_table, tmp_path, "smoke", names=names) for _ in range(2)]
+    for table in asked:
+        assert [record["variant"] for record in table.result()] == names
+    assert sorted(name for name, _ in made) == sorted(names), "a record was made twice"
+    shares = Counter(thread for _, thread in made)
+    assert len(shares) == 2 and min(shares.values()) >= 2, "one waited for the other instead of making what was left"
 
 
 def test_one_changed_row_changes_its_own_key_alone(monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 from onesug_lite import latency_figures, live
 from onesug_lite.live import LiveService, release, version_of
 from onesug_lite.load import BLOCKS, DAMAGED, REPLACED, Event, Referee, Run, load_run, put, simulate
-from onesug_lite.load_report import FLAT, GREW, OPEN, by_part, latency_change, memory_change, report
+from onesug_lite.load_report import FLAT, GREW, OPEN, by_part, latency_change, machine_change, memory_change, report
 from onesug_lite.onnx_export import OnnxGenerator, stored_export
 from onesug_lite.policy import OneSugPolicy
 from onesug_lite.requests import REQUEST
@@ -216,13 +216,18 @@ def test_requests_queue_on_a_virtual_clock():
 
     events = [Event(2.0, begin), Event(8.0, lambda: service.asked.append("event")), Event(99.0, lambda: None)]
     traffic = Traffic(seconds=12, bursts=0)
+
+    def measure():
+        service.now += 0.5
+
     run = simulate(
         service, Arrivals(times, ROWS, np.zeros((0, 2))), traffic, Lenient(), events, lambda: next(megabytes), service,
-        waited.append,
+        waited.append, measure,
     )  # fmt: skip
     assert run.answers["wait"].to_list() == [0.0, 1000.0, 2500.0, 0.0]
     assert run.answers["service"].to_list() == [2000.0, 2000.0, 2000.0, 1000.0]
     assert run.answers["response"].to_list() == [2000.0, 3000.0, 4500.0, 1000.0]
+    assert run.answers["yardstick"].to_list() == [500.0] * 4, "the yardstick is no part of the service"
     assert run.versions == ["a", "b"] and run.answers["version"].to_list() == [0, 1, 1, 1]
     assert service.asked == ["look", "shoes", "look", "苹果", "look", "shoes", "event", "look", "x", "look"]
     assert waited == [2.0], "from the end of the third answer, at 7 s, to the last arrival"
@@ -235,13 +240,18 @@ def test_requests_queue_on_a_virtual_clock():
         )
 
 
-def made_up(seconds, drift, grown, faults=(), counts=(1, 1), seed=0):
-    """3,000 requests; the last third takes ``1 + drift`` times as long and holds ``1 + grown`` times as much."""
+def made_up(seconds, drift, grown, faults=(), counts=(1, 1), seed=0, machine=0):
+    """3,000 requests; the last third takes ``1 + drift`` times as long and holds ``1 + grown`` times as much.
+
+    On the machine everything takes ``1 + machine`` times as long in the last third.
+    """
     rng = np.random.default_rng(seed)
     at = np.sort(rng.uniform(0, seconds, 3000))
     late = at >= seconds * 2 / 3
-    spent = rng.gamma(20, 0.3, 3000) * np.where(late, 1 + drift, 1)
+    slow = np.where(late, 1 + machine, 1)
+    spent = rng.gamma(20, 0.3, 3000) * np.where(late, 1 + drift, 1) * slow
     columns = {"at": at, "hostile": np.arange(3000) % 100 == 0, "wait": np.zeros(3000), "service": spent}
+    columns["yardstick"] = np.random.default_rng([seed, 1]).gamma(1000, 0.0005, 3000) * slow
     answers = pl.DataFrame(columns | {"response": spent, "version": np.zeros(3000, int)})
     middles = (np.arange(BLOCKS) + 0.5) * seconds / BLOCKS
     memory = pl.DataFrame({"at": middles, "megabytes": 500 * np.where(middles >= seconds * 2 / 3, 1 + grown, 1)})
@@ -262,6 +272,18 @@ def test_latency_is_flat_where_it_is(q):
     hostile = steady.with_columns(hostile=True)
     with pytest.raises(ValueError, match="no sound request came in a third of the 60 s"):
         latency_change(hostile, 60, q, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("q", [50, 99])
+def test_a_slower_machine_is_no_slower_service(q):
+    plain, slower = (made_up(60, 0, 0, machine=machine).answers for machine in (0, 0.4))
+    assert machine_change(plain, 60) == pytest.approx(1, abs=0.02)
+    assert machine_change(slower, 60) == pytest.approx(1.4, abs=0.03)
+    alike = [latency_change(answers, 60, q, np.random.default_rng(0)) for answers in (plain, slower)]
+    assert alike[0].ratio == pytest.approx(alike[1].ratio) and alike[0].verdict == alike[1].verdict != GREW
+    hidden = made_up(60, 0.4, 0, machine=-0.3).answers  # a quicker machine hides nothing
+    assert hidden.filter(pl.col("at") > 40)["service"].mean() < 1.05 * hidden["service"].mean()
+    assert latency_change(hidden, 60, q, np.random.default_rng(0)).verdict == GREW
 
 
 def test_too_few_requests_tell_nothing():
@@ -296,6 +318,7 @@ def test_a_report_passes_only_where_everything_holds(tmp_path):
     ):
         assert {name for name, holds in wrong.checks.items() if not holds} == failing and not wrong.passed
         assert wrong.table().count("FAILS") == len(failing)
+    assert judged(0, 0, machine=0.5).passed
     assert "FAILS" not in sound.table() and sound.finding.startswith("0 of 3,000 requests came out wrong; ")
     sound.write(tmp_path / "new" / "load.json")
     read = json.loads((tmp_path / "new" / "load.json").read_text(encoding="utf-8"))
