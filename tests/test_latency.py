@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from onesug_lite import cost_model, latency_figures
+from onesug_lite import cost_model, decode, latency_figures
 from onesug_lite.cost_model import CascadeCost, GeneratorCost, Machine, Work
 from onesug_lite.latency import REST, Point, Stopwatch, mean_stages, measure, quantiles, stages_of, totals
 from onesug_lite.latency_growth import beam_growth, pool_growth, predicted, prompt_growth, search_cost
@@ -118,9 +118,26 @@ def requests(road):
     return pl.concat([road.asked("validation", 100).select(columns), trained[np.sort(rows)].select(columns)])
 
 
-def test_serving_answers_as_the_policy_over_a_thousand_requests(policy, graphs, requests):
+@pytest.fixture(scope="module")
+def expected(policy, requests):
+    return policy.scored(requests)
+
+
+def test_the_policy_answers_as_generate_over_a_thousand_requests(policy, requests, expected, monkeypatch):
+    monkeypatch.setattr(decode, "searchable", lambda model: False)  # any model that our search does not know
+    monkeypatch.setattr(decode.BeamSearcher, "search", None)
+    prompts = policy.prompts(requests)
+    by_generate = decode.suggest_queries(policy.model, policy.tokenizer, prompts, policy.decode)
+    assert len(by_generate) == 1000
+    for found, wanted in zip(expected, by_generate, strict=True):
+        assert [score for _, score in found] == pytest.approx([score for _, score in wanted], abs=1e-4)
+        right = dict(wanted)
+        last = wanted[-1][1]  # where scores are one number but for rounding, another query may take the last place
+        assert all(abs(score - right.get(query, last)) < 1e-4 for query, score in found), (found, wanted)
+
+
+def test_serving_answers_as_the_policy_over_a_thousand_requests(policy, graphs, requests, expected):
     serving = ServingPolicy(policy, graphs)
-    expected = policy.scored(requests)
     rows = zip(requests["prefix"].to_list(), *history_and_profile(requests), strict=True)
     assert len(expected) == 1000
     for row, wanted in zip(rows, expected, strict=True):
