@@ -96,9 +96,14 @@ def latency_change(
 
 def machine_change(answers: pl.DataFrame, seconds: float) -> float:
     """How much longer the yardstick took in the last third of a run than in the middle one: the ratio of medians."""
-    part = pl.col("at") / seconds * 3
-    middle, last = (answers.filter(part >= first, part < first + 1)["yardstick"].median() for first in (1, 2))
+    middle, last = (third["yardstick"].median() for third in _thirds(answers, seconds))
     return last / middle
+
+
+def _thirds(frame: pl.DataFrame, seconds: float) -> list[pl.DataFrame]:
+    """The rows of a run's middle third and of its last one."""
+    part = pl.col("at") / seconds * 3
+    return [frame.filter(part >= first, part < first + 1) for first in (1, 2)]
 
 
 def _verdict(low: float, high: float, allowed: float) -> str:
@@ -112,8 +117,7 @@ def memory_change(memory: pl.DataFrame, seconds: float) -> Change:
         memory: of a run.
         seconds: length of the run.
     """
-    part = memory["at"] / seconds * 3
-    middle, last = (float(memory.filter((part >= first) & (part < first + 1))["megabytes"].mean()) for first in (1, 2))
+    middle, last = (float(third["megabytes"].mean()) for third in _thirds(memory, seconds))
     ratio = last / middle
     return Change(middle, last, ratio, ratio, ratio, _verdict(ratio, ratio, LARGER))
 
