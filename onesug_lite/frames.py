@@ -145,7 +145,7 @@ def curve_frame(
     minus: str = "",
     where: str = "all",
 ) -> pl.DataFrame:
-    """For ``budget_curves``: a metric over several grids; ``label``, ``x``, ``mean``, ``low``, ``high``.
+    """For ``budget_curves``: a metric over several grids; ``label``, ``x``, ``mean``, ``low``, ``high``, ``seeds``.
 
     Args:
         points: the budget or knob of each grid, with its records.
@@ -162,7 +162,7 @@ def curve_frame(
                 continue
             value = grid.difference(name, minus, metric, where) if minus else grid.estimate(name, metric, where)
             label = f"{grid.labels[name]} − {grid.labels[minus]}" if minus else grid.labels[name]
-            rows.append({"label": label, "x": float(x)} | _ends(value))
+            rows.append({"label": label, "x": float(x)} | _ends(value) | {"seeds": len(value.each_seed)})
     return pl.DataFrame(rows)
 
 

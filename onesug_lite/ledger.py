@@ -70,7 +70,7 @@ def _measured(entry: Entry) -> str:
     several = len({(part.first, part.second) for part in entry.measurements}) > 1
     for part in entry.measurements:
         name = part.cell + (f", {part.condition}" if several else "")
-        paper = "" if part.published is None else f" (paper {part.published:+.2f})"
+        paper = "" if part.published is None else f" (paper {part.published:+z.2f})"
         if part.estimate is None:
             lines.append(f"{name}: no record{paper}")
             continue
@@ -78,7 +78,7 @@ def _measured(entry: Entry) -> str:
         if isnan(low):
             lines.append(f"{name}: too few to say{paper}")
             continue
-        lines.append(f"{name}: {mean:+.2f} [{low:+.2f}, {high:+.2f}]{paper}, {part.verdict}")
+        lines.append(f"{name}: {mean:+z.2f} [{low:+z.2f}, {high:+z.2f}]{paper}, {part.verdict}")
     return _cell("<br>".join(lines)) or "a calculation, made when this page was written"
 
 
@@ -131,9 +131,9 @@ def online_table(experiments: Experiments) -> list[str]:
         for first, second in pairs:
             mean, low, high, *_ = experiments.gain(first, second, metric, band)
             published = published_gain(first, second, metric, band)
-            paper = "" if published is None else f"<br>(paper {published:+.2f})"
+            paper = "" if published is None else f"<br>(paper {published:+z.2f})"
             clear = "**" if low > 0 or high < 0 else ""
-            told = "too few to say" if isnan(low) else f"{clear}{mean:+.2f}{clear} [{low:+.2f}, {high:+.2f}]"
+            told = "too few to say" if isnan(low) else f"{clear}{mean:+z.2f}{clear} [{low:+z.2f}, {high:+z.2f}]"
             cells.append(told + paper)
         lines.append(f"| {' | '.join((label, *cells))} |")
     return [*lines, ""]

@@ -22,7 +22,7 @@ def percent(estimate: Estimate, signed: bool = False) -> str:
     """``mean [low, high]``, or a dash where there were too few rows to say."""
     if np.isnan(estimate.low):
         return "-"
-    form = "{:+.2f} [{:+.2f}, {:+.2f}]" if signed else "{:.1f} [{:.1f}, {:.1f}]"
+    form = "{:+z.2f} [{:+z.2f}, {:+z.2f}]" if signed else "{:.1f} [{:.1f}, {:.1f}]"
     return form.format(*estimate[:3])
 
 

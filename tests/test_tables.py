@@ -12,7 +12,7 @@ from scipy import stats
 from onesug_lite import frames, tables
 from onesug_lite.metrics import reciprocal_rank
 from onesug_lite.records import Grid, beside, read_records
-from onesug_lite.significance import Resampled
+from onesug_lite.significance import Estimate, Resampled
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +100,10 @@ def test_next_to_no_rows_give_no_interval():
     one = resampled.mean(np.ones((2, 3)), np.array([True, False, False]))
     none = resampled.mean(np.ones((2, 3)), np.zeros(3, dtype=bool))
     assert one.mean == 1 and math.isnan(one.low) and math.isnan(none.mean) and math.isnan(none.p)
+
+
+def test_what_rounds_to_zero_has_no_minus_sign():
+    assert tables.percent(Estimate(-0.001, -0.2, 0.004, 1.0, (-0.001,), 9), signed=True) == "+0.00 [-0.20, +0.00]"
 
 
 def test_twenty_systems_of_a_whole_grid_are_quick():
@@ -295,6 +299,7 @@ def test_curves_take_a_point_from_each_grid(records):
     data = frames.curve_frame(points, ["onesug", "without_pre"])
     assert data.filter(label="the onesug system")["x"].to_list() == [100, 400]
     assert data.filter(label="the without_pre system")["x"].to_list() == [400]
+    assert data["seeds"].to_list() == [len(Grid(grid).runs["onesug"]) for grid in (short, records, records)]
     less = frames.curve_frame(points, ["onesug"], minus="continued")
     assert less["label"].unique().to_list() == ["the onesug system − the continued system"] and len(less) == 2
 
