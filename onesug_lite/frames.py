@@ -144,6 +144,7 @@ def curve_frame(
     metric: str = RANKING[1],
     minus: str = "",
     where: str = "all",
+    whole: str = "",
 ) -> pl.DataFrame:
     """For ``budget_curves``: a metric over several grids; ``label``, ``x``, ``mean``, ``low``, ``high``, ``seeds``.
 
@@ -153,15 +154,21 @@ def curve_frame(
         metric: one of the metrics.
         minus: a system to subtract.
         where: slice.
+        whole: a system that counts 100 %, such as the ceiling, where nothing is subtracted; not given, none does.
     """
     rows = []
     for x, records in points:
         grid = as_grid(records)
         for name in variants:
-            if not grid.has(name, metric) or (minus and not grid.has(minus, metric)):
+            if not all(grid.has(needed, metric) for needed in (name, minus, whole) if needed):
                 continue
-            value = grid.difference(name, minus, metric, where) if minus else grid.estimate(name, metric, where)
-            label = f"{grid.labels[name]} − {grid.labels[minus]}" if minus else grid.labels[name]
+            label = grid.labels[name]
+            if minus:
+                label, value = f"{label} − {grid.labels[minus]}", grid.difference(name, minus, metric, where)
+            elif whole:
+                value = grid.share(name, whole, metric, where)
+            else:
+                value = grid.estimate(name, metric, where)
             rows.append({"label": label, "x": float(x)} | _ends(value) | {"seeds": len(value.each_seed)})
     return pl.DataFrame(rows)
 

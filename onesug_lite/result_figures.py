@@ -140,7 +140,7 @@ def budget_curves(data: pl.DataFrame, title: str, x: str, y: str = "click MRR@16
     axes.set(xlabel=x, ylabel=y, xscale="log" if log else "linear")
     ticks = sorted(set(data["x"].to_list()))
     if log and len(ticks) <= 8:
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xticks(ticks, [f"{tick:,.10g}" for tick in ticks])
         axes.minorticks_off()
     axes.legend(fontsize=9)
     headline(axes, title)
