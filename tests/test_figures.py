@@ -11,7 +11,8 @@ from onesug_lite import drawing, figures
 
 
 @pytest.fixture(autouse=True)
-def close_figures():
+def style():
+    figures.use_style()
     yield
     plt.close("all")
 
@@ -20,14 +21,12 @@ DATA = pl.DataFrame({"position": [1, 2, 3], "shown": [100, 100, 100], "clicked":
 
 
 def test_title_states_what_the_data_say():
-    figures.use_style()
     assert "8 times as often" in figures.click_by_position(DATA).axes[0].get_title(loc="left")
     flat = DATA.with_columns(clicked=pl.Series([10, 10, 10]))
     assert "1 times as often" in figures.click_by_position(flat).axes[0].get_title(loc="left")
 
 
 def test_saved_twice_the_same_bytes(tmp_path):
-    figures.use_style()
     for folder in ("a", "b"):
         figures.save(figures.click_by_position(DATA), DATA, "clicks", tmp_path / folder)
     for name in ("clicks.png", "clicks.csv"):
@@ -50,7 +49,6 @@ def test_a_table_breaks_lines_when_told():
 
 @pytest.mark.parametrize("text", ["short", "a finding so long that one line of the figure cannot hold it " * 2])
 def test_long_titles_wrap(text):
-    figures.use_style()
     data = pl.DataFrame(
         [{"label": "a", "metric": "HR@16", "mean": 50.0, "low": 40.0, "high": 60.0}],
     )
@@ -181,7 +179,6 @@ def test_missing_letters_would_be_noticed(tmp_path):
 
 
 def test_chinese_figures_leave_the_others_alone(tmp_path):
-    figures.use_style()
     for folder in ("before", "after"):
         figures.save(figures.click_by_position(DATA), DATA, "clicks", tmp_path / folder)
         figures.save(figures.typed_prefixes(TYPED, "苹果"), TYPED, "typed", tmp_path / folder)
