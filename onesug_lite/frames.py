@@ -145,7 +145,6 @@ def curve_frame(
     minus: str = "",
     where: str = "all",
     whole: str = "",
-    floor: str = "",
 ) -> pl.DataFrame:
     """For ``budget_curves``: a metric over several grids; ``label``, ``x``, ``mean``, ``low``, ``high``, ``seeds``.
 
@@ -156,19 +155,18 @@ def curve_frame(
         minus: a system to subtract.
         where: slice.
         whole: a system that counts 100 %, such as the ceiling, where nothing is subtracted; not given, none does.
-        floor: a system that counts 0 %, with ``whole``; by default a score of zero.
     """
     rows = []
     for x, records in points:
         grid = as_grid(records)
         for name in variants:
-            if not all(grid.has(needed, metric) for needed in (name, minus, whole, floor) if needed):
+            if not all(grid.has(needed, metric) for needed in (name, minus, whole) if needed):
                 continue
             label = grid.labels[name]
             if minus:
                 label, value = f"{label} − {grid.labels[minus]}", grid.difference(name, minus, metric, where)
             elif whole:
-                value = grid.share(name, whole, metric, where, floor)
+                value = grid.share(name, whole, metric, where)
             else:
                 value = grid.estimate(name, metric, where)
             rows.append({"label": label, "x": float(x)} | _ends(value) | {"seeds": len(value.each_seed)})

@@ -134,7 +134,10 @@ def budget_curves(data: pl.DataFrame, title: str, x: str, y: str = "click MRR@16
         rows = rows.sort("x")
         look = {"color": PALETTE[place % 10], "marker": MARKERS[place % 10], "linestyle": LINES[place % 4]}
         axes.plot(rows["x"], rows["mean"], label=label, linewidth=2, **look)
-        axes.fill_between(rows["x"], rows["low"], rows["high"], color=PALETTE[place % 10], alpha=0.18, linewidth=0)
+        if len(rows) == 1:  # a band of no width cannot be seen
+            axes.vlines(rows["x"], rows["low"], rows["high"], color=PALETTE[place % 10], linewidth=1.5)
+        else:
+            axes.fill_between(rows["x"], rows["low"], rows["high"], color=PALETTE[place % 10], alpha=0.18, linewidth=0)
     if data["low"].min() < 0 < data["high"].max():
         axes.axhline(0, color=GREY, linewidth=1)
     axes.set(xlabel=x, ylabel=y, xscale="log" if log else "linear")

@@ -284,6 +284,12 @@ def test_curves_are_sorted_and_have_a_band():
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.5", "4,000", "2,000,000"]
 
 
+def test_a_curve_of_one_point_shows_its_interval():
+    data = pl.DataFrame({"label": ["a"], "x": [4.0], "mean": [3.0], "low": [1.0], "high": [5.0]})
+    (bar,) = figures.budget_curves(data, "the finding", "steps").axes[0].collections
+    assert [point.tolist() for point in bar.get_segments()[0]] == [[4.0, 1.0], [4.0, 5.0]]
+
+
 def test_training_watch_has_a_panel_for_each_quantity():
     rows = [(panel, label, step, -step * sign) for panel in ("nats", "unknown") for label, sign in (("a", 1), ("b", -1))
             for step in (10, 0, 20)]  # fmt: skip

@@ -304,10 +304,6 @@ def test_curves_take_a_point_from_each_grid(records):
     assert less["label"].unique().to_list() == ["the onesug system − the continued system"] and len(less) == 2
     share = frames.curve_frame(points, ["onesug"], whole="ceiling")
     assert share["mean"].to_list() == [Grid(each).share("onesug", "ceiling", "MRR@16").mean for _, each in points]
-    room = frames.curve_frame(points, ["onesug"], "replay clicks", whole="preference", floor="imitation")
-    assert room["mean"].to_list() == [
-        Grid(each).share("onesug", "preference", "replay clicks", floor="imitation").mean for _, each in points
-    ]
     without = [record for record in short if record["variant"] != "ceiling"]
     assert frames.curve_frame([(100, without), (400, records)], ["onesug"], whole="ceiling")["x"].to_list() == [400]
 
