@@ -32,6 +32,7 @@ from onesug_lite.experiments import FOLDER, METRICS, Experiments, ratio, read_ex
 from onesug_lite.metrics import BANDS
 from onesug_lite.records import Grid, read_records
 from onesug_lite.rounds import FOLDER as ROUNDS
+from onesug_lite.tables import percent
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 INTRODUCTION = """\
@@ -70,15 +71,14 @@ def _measured(entry: Entry) -> str:
     several = len({(part.first, part.second) for part in entry.measurements}) > 1
     for part in entry.measurements:
         name = part.cell + (f", {part.condition}" if several else "")
-        paper = "" if part.published is None else f" (paper {part.published:+z.2f})"
+        paper = "" if part.published is None else f" (paper {part.published:+.2f})"
         if part.estimate is None:
             lines.append(f"{name}: no record{paper}")
             continue
-        mean, low, high, *_ = part.estimate
-        if isnan(low):
+        if isnan(part.estimate.low):
             lines.append(f"{name}: too few to say{paper}")
             continue
-        lines.append(f"{name}: {mean:+z.2f} [{low:+z.2f}, {high:+z.2f}]{paper}, {part.verdict}")
+        lines.append(f"{name}: {percent(part.estimate, signed=True)}{paper}, {part.verdict}")
     return _cell("<br>".join(lines)) or "a calculation, made when this page was written"
 
 
@@ -131,7 +131,7 @@ def online_table(experiments: Experiments) -> list[str]:
         for first, second in pairs:
             mean, low, high, *_ = experiments.gain(first, second, metric, band)
             published = published_gain(first, second, metric, band)
-            paper = "" if published is None else f"<br>(paper {published:+z.2f})"
+            paper = "" if published is None else f"<br>(paper {published:+.2f})"
             clear = "**" if low > 0 or high < 0 else ""
             told = "too few to say" if isnan(low) else f"{clear}{mean:+z.2f}{clear} [{low:+z.2f}, {high:+z.2f}]"
             cells.append(told + paper)
