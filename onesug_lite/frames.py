@@ -173,6 +173,30 @@ def curve_frame(
     return pl.DataFrame(rows)
 
 
+def headroom_frame(tables: Mapping[str, Records], variants: Mapping[str, str]) -> pl.DataFrame:
+    """For ``forest``: what systems recover of the headroom in clicks, under several conditions side by side.
+
+    The headroom lies between perfect imitation of the log, 0 %, and perfect preference, 100 %, of the same condition.
+
+    Args:
+        tables: what the label adds for a condition -> its records, none where it was not run.
+        variants: system -> its name in a label; a condition that lacks the system, or one of the two ends, has no row.
+
+    Returns:
+        ``label``, ``metric``, ``seeds``, ``mean``, ``low``, ``high``, the conditions of a system together.
+    """
+    metric, ends = "replay clicks", ("preference", "imitation")
+    grids = {condition: as_grid(records) for condition, records in tables.items() if records}
+    rows = []
+    for name, label in variants.items():
+        for condition, grid in grids.items():
+            if all(grid.has(needed, metric) for needed in (name, *ends)):
+                share = grid.share(name, ends[0], metric, floor=ends[1])
+                row = {"label": f"{label}{condition}", "metric": "of the headroom in clicks"}
+                rows.append(row | {"seeds": len(share.each_seed)} | _ends(share))
+    return pl.DataFrame(rows)
+
+
 def watch_frame(
     records: Records, variants: Sequence[str], panels: Mapping[str, str], stage: str = "preference"
 ) -> pl.DataFrame:

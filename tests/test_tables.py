@@ -308,6 +308,22 @@ def test_curves_take_a_point_from_each_grid(records):
     assert frames.curve_frame([(100, without), (400, records)], ["onesug"], whole="ceiling")["x"].to_list() == [400]
 
 
+def test_headroom_is_shared_out_between_its_two_ends_under_each_condition(records):
+    """Half way between imitation and preference is 50 % of that condition; one without both ends has no row."""
+    floor, best = (next(r["replay"] for r in records if r["variant"] == name) for name in ("imitation", "preference"))
+    half = {name: [(a + b) / 2 for a, b in zip(floor[name], best[name], strict=True)] for name in ("click", "order")}
+    there = [r | {"replay": r["replay"] | half} if r["variant"] == "onesug" else r for r in records]
+    fewer = [r for r in fake_records(seed=5, seeds=2) if r["variant"] != "sft"]
+    endless = [r for r in records if r["variant"] != "imitation"]
+    tables = {"": there, ", longer": fewer, ", endless": endless, ", not run": None}
+    room = frames.headroom_frame(tables, {"onesug": "full", "sft": "plain"})
+    assert room["label"].to_list() == ["full", "full, longer", "plain"]
+    assert room["seeds"].to_list() == [3, 2, 3]
+    assert room.row(0, named=True)["mean"] == pytest.approx(50)
+    assert room["mean"][1] == Grid(fewer).share("onesug", "preference", "replay clicks", floor="imitation").mean
+    assert (room["low"] <= room["mean"]).all() and (room["mean"] <= room["high"]).all()
+
+
 def test_a_system_stands_beside_itself_under_other_settings(records):
     """On the same requests and seeds: a setting that was run with two seeds is compared on those two."""
     lower = [
