@@ -173,7 +173,7 @@ def curve_frame(
     return pl.DataFrame(rows)
 
 
-def headroom_frame(tables: Mapping[str, Records], variants: Mapping[str, str]) -> pl.DataFrame:
+def headroom_frame(tables: Mapping[str, Records | None], variants: Mapping[str, str]) -> pl.DataFrame:
     """For ``forest``: what systems recover of the headroom in clicks, under several conditions side by side.
 
     The headroom lies between perfect imitation of the log, 0 %, and perfect preference, 100 %, of the same condition.
