@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import polars as pl
+from scipy import stats
 
 from onesug_lite.claims import CELLS, published_difference, published_row
 from onesug_lite.records import RANKING, Records, as_grid
@@ -195,6 +197,68 @@ def headroom_frame(tables: Mapping[str, Records | None], variants: Mapping[str, 
                 row = {"label": f"{label}{condition}", "metric": "of the headroom in clicks"}
                 rows.append(row | {"seeds": len(share.each_seed)} | _ends(share))
     return pl.DataFrame(rows)
+
+
+def unknown_frame(points: Sequence[tuple[float, Records]], variants: Sequence[str]) -> pl.DataFrame:
+    """For ``budget_curves``: per cent of what systems suggest that no training day has, over several grids.
+
+    A line is over the seeds that all its points have, with the interval of a mean of as many numbers; a single seed
+    has an interval of no width.
+
+    Args:
+        points: the budget or knob of each grid, with its records.
+        variants: a line each; a grid that lacks one leaves its point out.
+
+    Returns:
+        ``label``, ``x``, ``mean``, ``low``, ``high``, ``seeds``.
+    """
+    grids = [(x, as_grid(records)) for x, records in points]
+    rows = []
+    for name in variants:
+        having = [(x, grid.labels[name], grid.runs[name]) for x, grid in grids if name in grid.runs]
+        seeds = sorted(set.intersection(*(set(runs) for *_, runs in having))) if having else []
+        if not seeds:
+            continue
+        for x, label, runs in having:
+            shares = 100 * np.array([runs[seed]["unknown_share"] for seed in seeds])
+            row = {"label": label, "x": float(x)} | _of_few(shares)
+            rows.append(row | {"low": max(row["low"], 0.0), "seeds": len(seeds)})
+    return pl.DataFrame(rows)
+
+
+def markets_frame(
+    tables: Mapping[str, Sequence[Records]], pairs: Mapping[str, tuple[str, str]], metrics: Sequence[str] = RANKING
+) -> pl.DataFrame:
+    """For ``differences``: pairs of systems in several markets; ``label``, ``metric``, ``mean``, ``low``, ``high``.
+
+    A market counts once, whatever its seeds. Over several markets the interval is that of a mean of as many numbers, so
+    it holds what markets, requests and model seeds differ by; of a single one it is over its requests and seeds.
+
+    Args:
+        tables: what the label adds -> the records of each market.
+        pairs: name -> (first, second), second is subtracted.
+        metrics: ranking or replay metrics.
+
+    Returns:
+        Also ``each_seed``, the value of each market, or of each seed of a single one.
+    """
+    grids = {added: [as_grid(records) for records in markets] for added, markets in tables.items() if markets}
+    rows = []
+    for what, (first, second) in pairs.items():
+        for added, markets in grids.items():
+            for metric in metrics:
+                gaps = [grid.difference(first, second, metric) for grid in markets]
+                ends = _ends(gaps[0]) if len(gaps) == 1 else _of_few(np.array([gap.mean for gap in gaps]))
+                each = list(gaps[0].each_seed) if len(gaps) == 1 else [gap.mean for gap in gaps]
+                rows.append({"label": f"{what}{added}", "metric": metric} | ends | {"each_seed": each})
+    return pl.DataFrame(rows)
+
+
+def _of_few(values: np.ndarray) -> dict[str, float]:
+    """Mean of a few numbers with its t interval; that of a single one has no width."""
+    mean, count = float(values.mean()), len(values)
+    reach = float(stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / count**0.5) if count > 1 else 0.0
+    return {"mean": mean, "low": mean - reach, "high": mean + reach}
 
 
 def watch_frame(

@@ -342,6 +342,42 @@ def test_a_system_stands_beside_itself_under_other_settings(records):
         beside(records, "onesug", {"less": [record for record in records if record["variant"] == "popularity"]})
 
 
+def test_unknown_strings_over_a_budget_are_means_of_the_shared_seeds(records):
+    def leaking(shares, variant="onesug"):
+        return [
+            {**record, "unknown_share": shares[record["seed"]]}
+            for record in records
+            if record["variant"] == variant and record["seed"] in shares
+        ]
+
+    few = leaking({0: 0.2, 1: 0.4}) + leaking({0: 0.9}, "dpo")
+    data = frames.unknown_frame([(0, records), (60, few)], ["onesug", "dpo", "absent"])
+    label = {record["variant"]: record["label"] for record in records}
+    assert data["label"].to_list() == [label["onesug"]] * 2 + [label["dpo"]] * 2
+    assert data["x"].to_list() == [0, 60, 0, 60] and data["seeds"].to_list() == [2, 2, 1, 1]
+    assert data["mean"].to_list() == pytest.approx([12.5, 30, 12.5, 90])
+    two = data.row(1, named=True)
+    reach = 12.706 * 10  # t with one degree of freedom, times the deviation of the mean of 20 and 40
+    assert two["high"] == pytest.approx(30 + reach, rel=1e-3) and two["low"] == 0
+    assert data["low"][3] == data["high"][3] == pytest.approx(90)
+    assert frames.unknown_frame([(0, leaking({0: 0.2})), (60, leaking({1: 0.2}))], ["onesug"]).is_empty()
+
+
+def test_several_markets_count_once_each(records, grid):
+    pair = {"RWR": ("onesug", "continued")}
+    markets = [fake_records(seed=number, seeds=number) for number in (1, 2, 3)]
+    data = frames.markets_frame({": here": [records], ": fresh": markets, ": none": []}, pair, ["MRR@16"])
+    here, fresh = data.to_dicts()
+    assert (here["label"], fresh["label"]) == ("RWR: here", "RWR: fresh")
+    own = grid.difference("onesug", "continued", "MRR@16")
+    assert (here["mean"], here["low"], here["high"]) == own[:3] and here["each_seed"] == list(own.each_seed)
+    means = [Grid(market).difference("onesug", "continued", "MRR@16").mean for market in markets]
+    assert fresh["each_seed"] == means and fresh["mean"] == pytest.approx(sum(means) / 3)
+    reach = 4.3027 * np.std(means, ddof=1) / 3**0.5  # t with two degrees of freedom
+    assert fresh["high"] - fresh["mean"] == pytest.approx(reach, rel=1e-4)
+    assert fresh["mean"] - fresh["low"] == pytest.approx(reach, rel=1e-4)
+
+
 def test_watch_and_replay_frames(records):
     watch = frames.watch_frame(
         records, ["popularity", "onesug"], {"chosen_log_ratio": "nats", "unknown_share": "unknown", "absent": "x"}
