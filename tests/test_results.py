@@ -79,6 +79,33 @@ def test_every_row_that_a_claim_names_was_run():
                 assert {test["first"], test["second"]} <= runs[under], claim["id"]
 
 
+# ---------------------------------------------------------------- fresh markets
+@pytest.fixture(scope="module")
+def markets():
+    return [Grid(read_records(folder), draws=200) for folder in sorted(REFERENCE.glob("market-*"))]
+
+
+def test_fresh_markets_are_of_other_seeds_and_ran_the_same_rows(markets):
+    runs = [[record for seeds in market.runs.values() for record in seeds.values()] for market in markets]
+    seeds = [{record["market_changes"].get("seed") for record in records} for records in runs]
+    assert len(markets) >= 3 and all(len(found) == 1 for found in seeds), seeds
+    assert len(set.union(*seeds)) == len(markets) and not {0, None} & set.union(*seeds)
+    assert len({record["log"] for records in runs for record in records}) == len(markets)
+    assert len({tuple(market.runs) for market in markets}) == 1
+    for records in runs:
+        for record in records:
+            assert record["profile"] == "lite"
+            assert record["changes"] == _as_json(VARIANTS[record["variant"]].changes), record["variant"]
+
+
+def test_no_system_exceeds_the_ceiling_of_a_fresh_market(markets):
+    for market in markets:
+        for name in set(market.runs) - {"ceiling", "imitation", "preference"}:
+            for metric in ("HR@16", "MRR@16"):
+                assert market.share(name, "ceiling", metric).low <= 100, (name, metric)
+            assert market.difference("preference", name, "replay clicks").high > 0, name
+
+
 # ---------------------------------------------------------------- updates
 @pytest.fixture(scope="module")
 def updates():
