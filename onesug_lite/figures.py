@@ -31,6 +31,7 @@ from onesug_lite.result_figures import budget_curves as budget_curves
 from onesug_lite.result_figures import differences as differences
 from onesug_lite.result_figures import forest as forest
 from onesug_lite.result_figures import paper_beside_ours as paper_beside_ours
+from onesug_lite.result_figures import part_curves as part_curves
 from onesug_lite.result_figures import replay_against_log as replay_against_log
 from onesug_lite.result_figures import training_watch as training_watch
 from onesug_lite.result_figures import waterfall as waterfall

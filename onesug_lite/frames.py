@@ -175,6 +175,26 @@ def curve_frame(
     return pl.DataFrame(rows)
 
 
+def gains_frame(
+    points: Sequence[tuple[float, Records]], pairs: Mapping[str, tuple[str, str]], metrics: Sequence[str] = RANKING
+) -> pl.DataFrame:
+    """For ``part_curves``: what parts add over several grids; as :func:`curve_frame`, with the ``metric``.
+
+    Args:
+        points: the budget or knob of each grid, with its records.
+        pairs: name of a part, the label -> (with it, without it); one that no grid has both of is left out.
+        metrics: ranking or replay metrics.
+    """
+    curves = [
+        curve.select(pl.lit(what).alias("label"), pl.lit(metric).alias("metric"), pl.exclude("label"))
+        for what, (first, second) in pairs.items()
+        for metric in metrics
+        for curve in [curve_frame(points, [first], metric, minus=second)]
+        if len(curve)
+    ]
+    return pl.concat(curves)
+
+
 def headroom_frame(tables: Mapping[str, Records | None], variants: Mapping[str, str]) -> pl.DataFrame:
     """For ``forest``: what systems recover of the headroom in clicks, under several conditions side by side.
 

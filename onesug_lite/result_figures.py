@@ -150,6 +150,45 @@ def budget_curves(data: pl.DataFrame, title: str, x: str, y: str = "click MRR@16
     return figure
 
 
+def part_curves(data: pl.DataFrame, title: str, x: str) -> Figure:
+    """What parts of a system add over a budget or a knob, a panel a part, all on one scale.
+
+    Args:
+        data: ``label`` (a panel each, in the order to draw), ``metric``, ``x``, ``mean``, ``low``, ``high`` in points.
+        title: the finding, computed by the caller.
+        x: name of the budget or knob with its unit; its axis is logarithmic.
+    """
+    parts, ticks = groups(data, "label"), sorted(set(data["x"].to_list()))
+    metrics = data["metric"].unique(maintain_order=True).to_list()
+    rows = -(-len(parts) // 2)
+    figure, grid = plt.subplots(rows, 2, figsize=(7.8, 2.1 * rows + 1.2), sharex=True, sharey=True, squeeze=False)
+    panels = list(grid.flat)
+    for axes, (part, points) in zip(panels, parts, strict=False):
+        axes.axhline(0, color=GREY, linewidth=1)
+        for metric, line in groups(points.sort("x"), "metric"):
+            place = metrics.index(metric)
+            aside = line["x"] * 1.05 ** (2 * place - len(metrics) + 1)  # so that no bar hides the other metric's
+            look = {"color": PALETTE[place], "linestyle": LINES[place], "linewidth": 1.5}
+            axes.plot(aside, line["mean"], **look)
+            for at, row in zip(aside, line.iter_rows(named=True), strict=True):
+                clear = row["low"] > 0 or row["high"] < 0
+                dot = {"marker": MARKERS[place], "color": PALETTE[place], "mfc": PALETTE[place] if clear else "white"}
+                axes.errorbar(at, row["mean"], yerr=reach(row), capsize=3, label=metric, **dot)
+        axes.set_title(part, fontsize=10)
+        axes.set(xscale="log")
+        axes.set_xticks(ticks, [f"{tick:,.10g}" for tick in ticks])
+        axes.minorticks_off()
+    for axes in panels[len(parts) :]:
+        axes.set_visible(False)
+    for axes in panels[max(0, len(parts) - 2) : len(parts)]:
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel(x)
+    figure.supylabel("adds, points", fontsize=11)
+    legend_below(figure, panels[: len(parts)])
+    heading(figure, title)
+    return figure
+
+
 def training_watch(data: pl.DataFrame, title: str) -> Figure:
     """What moves while systems train, a panel a quantity: the chosen log-ratio, say, above the unknown share.
 

@@ -290,6 +290,22 @@ def test_a_curve_of_one_point_shows_its_interval():
     assert [point.tolist() for point in bar.get_segments()[0]] == [[4.0, 1.0], [4.0, 5.0]]
 
 
+def test_parts_have_a_panel_each_and_a_full_dot_only_where_clear_of_zero():
+    rows = [(part, metric, x, 2.0 - place, 2.0 - place - wide, 2.0 - place + wide)
+            for place, part in enumerate(("history", "marks", "ids")) for metric in ("HR@16", "MRR@16")
+            for x, wide in ((2400.0, 0.5), (300.0, 3.0))]  # fmt: skip
+    data = pl.DataFrame(rows, schema=["label", "metric", "x", "mean", "low", "high"], orient="row")
+    figure = figures.part_curves(data, "the finding", "steps")
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() or axes.get_title(loc="left") for axes in panels] == ["history", "marks", "ids"]
+    assert len({axes.get_ylim() for axes in panels}) == 1 and panels[0].get_xscale() == "log"
+    full = [[str(box.lines[0].get_markerfacecolor()) != "white" for box in axes.containers] for axes in panels]
+    assert full == [[False, True] * 2, [False, True] * 2, [False, False] * 2]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["HR@16", "MRR@16"]
+    assert [tick.get_text() for tick in panels[-1].get_xticklabels()] == ["300", "2,400"]
+    assert all("steps" in axes.get_xlabel() for axes in panels[-2:])
+
+
 def test_training_watch_has_a_panel_for_each_quantity():
     rows = [(panel, label, step, -step * sign) for panel in ("nats", "unknown") for label, sign in (("a", 1), ("b", -1))
             for step in (10, 0, 20)]  # fmt: skip

@@ -308,6 +308,19 @@ def test_curves_take_a_point_from_each_grid(records):
     assert frames.curve_frame([(100, without), (400, records)], ["onesug"], whole="ceiling")["x"].to_list() == [400]
 
 
+def test_gains_are_the_differences_of_each_part_metric_and_grid(records):
+    short = [record for record in fake_records(seed=5, seeds=2) if record["variant"] != "without_pre"]
+    parts = {"RWR": ("onesug", "continued"), "PRE": ("onesug", "without_pre"), "never run": ("onesug", "no such")}
+    data = frames.gains_frame([(400, records), (100, short)], parts)
+    assert data.select("label", "metric", "x").rows() == [
+        ("RWR", "HR@16", 400), ("RWR", "HR@16", 100), ("RWR", "MRR@16", 400), ("RWR", "MRR@16", 100),
+        ("PRE", "HR@16", 400), ("PRE", "MRR@16", 400),
+    ]  # fmt: skip
+    for row in data.iter_rows(named=True):
+        gap = Grid(records if row["x"] == 400 else short).difference(*parts[row["label"]], row["metric"])
+        assert (row["mean"], row["low"], row["high"]) == (gap.mean, gap.low, gap.high)
+
+
 def test_headroom_is_shared_out_between_its_two_ends_under_each_condition(records):
     """Half way between imitation and preference is 50 % of that condition; one without both ends has no row."""
     floor, best = (next(r["replay"] for r in records if r["variant"] == name) for name in ("imitation", "preference"))
