@@ -14,7 +14,17 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from onesug_lite.cascade_faults import STAGES, TOGETHER
-from onesug_lite.drawing import BLUE, GREY, ORANGE, groups, heading, legend_below, percent_axis, reach
+from onesug_lite.drawing import (
+    BLUE,
+    GREY,
+    ORANGE,
+    filled_where_clear,
+    groups,
+    heading,
+    legend_below,
+    percent_axis,
+    reach,
+)
 
 
 def funnel(data: pl.DataFrame, title: str) -> Figure:
@@ -96,8 +106,7 @@ def permutation_forest(data: pl.DataFrame, title: str) -> Figure:
     for axes, (label, rows) in zip(panels[0], systems, strict=True):
         axes.axvline(0, color=GREY, linewidth=1)
         for row in rows.iter_rows(named=True):
-            clear = row["low"] > 0 or row["high"] < 0
-            look = {"color": BLUE, "capsize": 4, "markerfacecolor": BLUE if clear else "white"}
+            look = filled_where_clear(row, BLUE) | {"capsize": 4}
             axes.errorbar(row["mean"], names.index(row["group"]), xerr=reach(row), fmt="o", **look)
         axes.set_title(label, fontsize=10, weight="normal")
         axes.set_xlabel("MRR@16 lost, points")

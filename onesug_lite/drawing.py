@@ -191,6 +191,12 @@ def reach(row: Mapping[str, float], middle: str = "mean") -> list[list[float]]:
     return [[row[middle] - row["low"]], [row["high"] - row[middle]]]
 
 
+def filled_where_clear(row: Mapping[str, float], color: str | tuple) -> dict[str, str | tuple]:
+    """Colours of a marker: filled where the interval of the row, ``low`` to ``high``, excludes zero, else hollow."""
+    clear = row["low"] > 0 or row["high"] < 0
+    return {"color": color, "markerfacecolor": color if clear else "white"}
+
+
 def groups(data: pl.DataFrame, column: str) -> list[tuple[str, pl.DataFrame]]:
     """The rows of each value of a column, in the order in which the values first occur."""
     parts: Mapping = data.partition_by(column, maintain_order=True, as_dict=True)

@@ -20,6 +20,7 @@ from onesug_lite.drawing import (
     ORANGE,
     PALETTE,
     RED,
+    filled_where_clear,
     groups,
     heading,
     headline,
@@ -181,8 +182,7 @@ def prefix_gains(data: pl.DataFrame, title: str) -> Figure:
         for row in rows.iter_rows(named=True):
             place = bands.index(row["band"]) + shift
             if row["low"] is not None:
-                clear = row["low"] > 0 or row["high"] < 0
-                look = {"color": PALETTE[number], "markerfacecolor": PALETTE[number] if clear else "white"}
+                look = filled_where_clear(row, PALETTE[number])
                 axes.errorbar(
                     place, row["mean"], yerr=reach(row), fmt="os^Dv"[number % 5], capsize=4, label=pair, **look
                 )

@@ -12,7 +12,18 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from onesug_lite.drawing import BLUE, GREY, ORANGE, PALETTE, groups, heading, headline, legend_below, reach
+from onesug_lite.drawing import (
+    BLUE,
+    GREY,
+    ORANGE,
+    PALETTE,
+    filled_where_clear,
+    groups,
+    heading,
+    headline,
+    legend_below,
+    reach,
+)
 
 MARKERS = "os^Dv<>pPX"
 LINES = ("-", "--", "-.", ":")
@@ -49,8 +60,7 @@ def differences(data: pl.DataFrame, title: str) -> Figure:
         axes.axvline(0, color=GREY, linewidth=1)
         for row in rows.iter_rows(named=True):
             place = labels.index(row["label"])
-            clear = row["low"] > 0 or row["high"] < 0
-            look = {"color": BLUE, "capsize": 4, "markerfacecolor": BLUE if clear else "white"}
+            look = filled_where_clear(row, BLUE) | {"capsize": 4}
             axes.errorbar(row["mean"], place, xerr=reach(row), fmt="o", label="ours", **look)
             seeds = row.get("each_seed") or []
             axes.plot(seeds, [place + 0.25] * len(seeds), ".", color=GREY, markersize=4, label="each seed")
@@ -141,10 +151,8 @@ def budget_curves(data: pl.DataFrame, title: str, x: str, y: str = "click MRR@16
     if data["low"].min() < 0 < data["high"].max():
         axes.axhline(0, color=GREY, linewidth=1)
     axes.set(xlabel=x, ylabel=y, xscale="log" if log else "linear")
-    ticks = sorted(set(data["x"].to_list()))
-    if log and len(ticks) <= 8:
-        axes.set_xticks(ticks, [f"{tick:,.10g}" for tick in ticks])
-        axes.minorticks_off()
+    if log and data["x"].n_unique() <= 8:
+        _tick(axes, data["x"])
     axes.legend(fontsize=9)
     headline(axes, title)
     return figure
@@ -158,33 +166,31 @@ def part_curves(data: pl.DataFrame, title: str, x: str) -> Figure:
         title: the finding, computed by the caller.
         x: name of the budget or knob with its unit; its axis is logarithmic.
     """
-    parts, ticks = groups(data, "label"), sorted(set(data["x"].to_list()))
+    parts = groups(data, "label")
     metrics = data["metric"].unique(maintain_order=True).to_list()
     rows = -(-len(parts) // 2)
     figure, grid = plt.subplots(rows, 2, figsize=(7.8, 2.1 * rows + 1.2), sharex=True, sharey=True, squeeze=False)
-    panels = list(grid.flat)
-    for axes, (part, points) in zip(panels, parts, strict=False):
+    panels, spare = list(grid.flat)[: len(parts)], list(grid.flat)[len(parts) :]
+    for axes, (part, points) in zip(panels, parts, strict=True):
         axes.axhline(0, color=GREY, linewidth=1)
         for metric, line in groups(points.sort("x"), "metric"):
             place = metrics.index(metric)
+            color, marker = PALETTE[place], MARKERS[place]
             aside = line["x"] * 1.05 ** (2 * place - len(metrics) + 1)  # so that no bar hides the other metric's
-            look = {"color": PALETTE[place], "linestyle": LINES[place], "linewidth": 1.5}
-            axes.plot(aside, line["mean"], **look)
+            axes.plot(aside, line["mean"], color=color, linestyle=LINES[place], linewidth=1.5)
             for at, row in zip(aside, line.iter_rows(named=True), strict=True):
-                clear = row["low"] > 0 or row["high"] < 0
-                dot = {"marker": MARKERS[place], "color": PALETTE[place], "mfc": PALETTE[place] if clear else "white"}
-                axes.errorbar(at, row["mean"], yerr=reach(row), capsize=3, label=metric, **dot)
+                look = filled_where_clear(row, color) | {"capsize": 3}
+                axes.errorbar(at, row["mean"], yerr=reach(row), fmt=marker, label=metric, **look)
         axes.set_title(part, fontsize=10)
-        axes.set(xscale="log")
-        axes.set_xticks(ticks, [f"{tick:,.10g}" for tick in ticks])
-        axes.minorticks_off()
-    for axes in panels[len(parts) :]:
+    panels[0].set_xscale("log")  # shared by all
+    _tick(panels[0], data["x"])
+    for axes in spare:
         axes.set_visible(False)
-    for axes in panels[max(0, len(parts) - 2) : len(parts)]:
+    for axes in panels[-2:]:  # the lowest of each column
         axes.tick_params(labelbottom=True)
         axes.set_xlabel(x)
     figure.supylabel("adds, points", fontsize=11)
-    legend_below(figure, panels[: len(parts)])
+    legend_below(figure, panels)
     heading(figure, title)
     return figure
 
@@ -269,6 +275,13 @@ def bands(data: pl.DataFrame, title: str) -> Figure:
     legend_below(figure, [axes], columns=3)
     headline(axes, title)
     return figure
+
+
+def _tick(axes: Axes, places: pl.Series) -> None:
+    """A tick at each point of a logarithmic axis, and nowhere else."""
+    ticks = places.unique().sort().to_list()
+    axes.set_xticks(ticks, [f"{tick:,.10g}" for tick in ticks])
+    axes.minorticks_off()
 
 
 def _rows(data: pl.DataFrame) -> tuple[Figure, list[Axes], list[str]]:

@@ -20,6 +20,7 @@ from onesug_lite.drawing import (
     ORANGE,
     PALETTE,
     RED,
+    filled_where_clear,
     groups,
     heading,
     legend_below,
@@ -83,10 +84,8 @@ def schedule_costs(data: pl.DataFrame, title: str, published: Mapping[str, float
         for row in part.iter_rows(named=True):
             place = rows.index(row["name"])
             if row["low"] is not None and np.isfinite(row["low"]):
-                clear = row["low"] > 0 or row["high"] < 0
-                colour = COLOURS.get(row["system"], GREY)
-                axes.errorbar(row["decay"], place, xerr=reach(row, "decay"), fmt="o", color=colour, capsize=3,
-                              markerfacecolor=colour if clear else "white")  # fmt: skip
+                look = filled_where_clear(row, COLOURS.get(row["system"], GREY))
+                axes.errorbar(row["decay"], place, xerr=reach(row, "decay"), fmt="o", capsize=3, **look)
             if published and row["schedule"] == "never" and row["system"] in published:
                 axes.plot(published[row["system"]], place - 0.25, "D", color=RED, markersize=5, label="the paper")
         axes.set_xlim(*_within(axes.get_xlim()))
@@ -138,9 +137,8 @@ def loop_costs(data: pl.DataFrame, title: str) -> Figure:
     figure, axes = plt.subplots(figsize=(7.2, 0.5 * len(data) + 1.7))
     axes.axvline(0, color=GREY, linewidth=1)
     for place, row in enumerate(data.iter_rows(named=True)):
-        colour, clear = COLOURS.get(row["system"], GREY), row["low"] > 0 or row["high"] < 0
-        axes.errorbar(row["mean"], place, xerr=reach(row), fmt="o", color=colour, capsize=4,
-                      markerfacecolor=colour if clear else "white")  # fmt: skip
+        look = filled_where_clear(row, COLOURS.get(row["system"], GREY))
+        axes.errorbar(row["mean"], place, xerr=reach(row), fmt="o", capsize=4, **look)
     axes.set_yticks(range(len(data)), data["system"].to_list())
     axes.set_ylim(len(data) - 0.5, -0.5)
     axes.set_xlabel("clicks a session: learning from its own log less from the market's")
